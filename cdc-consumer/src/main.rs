@@ -1,0 +1,2 @@
+//! cdc-consumer
+fn main() {}

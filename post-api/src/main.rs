@@ -1,0 +1,2 @@
+//! post-api
+fn main() {}
