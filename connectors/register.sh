@@ -1,0 +1,182 @@
+#!/usr/bin/env bash
+# Registers the Debezium connectors of this directory and waits until they run.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+Usage: connectors/register.sh [--url URL] [--timeout SECONDS] [NAME ...]
+
+Registers connectors (every *.json beside this script, or the NAMEs given) with
+Kafka Connect, then waits until each connector and its task are RUNNING.
+It is safe to run again: an unchanged connector is left as it is, a changed one
+is updated, and one that has failed is restarted once.
+
+Options
+  --url URL          Connect's REST address       [env CONNECT_URL, default http://127.0.0.1:8083]
+  --timeout SECONDS  how long to wait in all      [env REGISTER_TIMEOUT_SECONDS, default 120]
+  -h, --help         this text
+
+Environment
+  CONNECT_SECRETS_FILE  (required) path of the secrets file AS THE CONNECT WORKER SEES IT.
+      The worker must read it through its file config provider:
+        config.providers=file
+        config.providers.file.class=org.apache.kafka.common.config.provider.FileConfigProvider
+        config.providers.file.param.allowed.paths=<the file's directory>
+      and the file must hold these keys:
+        database.hostname, database.port, user.database.password,
+        post.database.password, registry.url
+      Connect stores and shows only the reference to a key, never its value.
+
+Exit codes
+  0  every connector and task is RUNNING
+  2  wrong usage: an option, a connector's name, CONNECT_SECRETS_FILE
+  3  Connect could not be reached in time
+  4  Connect refused a connector; its message is printed
+  5  a connector or task was not RUNNING in time
+  6  a task failed; its stack trace is printed
+TEXT
+}
+
+say() { printf 'register: %s\n' "$*"; }
+
+die() { # CODE MESSAGE
+  printf 'register: %s\n' "$2" >&2
+  exit "$1"
+}
+
+directory=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+url=${CONNECT_URL:-http://127.0.0.1:8083}
+timeout_seconds=${REGISTER_TIMEOUT_SECONDS:-120}
+names=()
+
+while [ $# -gt 0 ]; do
+  case $1 in
+    -h | --help) usage; exit 0 ;;
+    --url | --timeout)
+      [ $# -ge 2 ] || die 2 "$1 needs a value; see --help"
+      if [ "$1" = --url ]; then url=$2; else timeout_seconds=$2; fi
+      shift 2 ;;
+    -*) die 2 "unknown option $1; see --help" ;;
+    *) names+=("${1%.json}"); shift ;;
+  esac
+done
+url=${url%/}
+case $timeout_seconds in '' | *[!0-9]*) die 2 "--timeout takes whole seconds, not \"$timeout_seconds\"" ;; esac
+
+secrets_file=${CONNECT_SECRETS_FILE:-}
+[ -n "$secrets_file" ] || die 2 "CONNECT_SECRETS_FILE is not set; see --help"
+# The path becomes part of Connect's own \${file:PATH:KEY} syntax and of JSON.
+case $secrets_file in
+  *[!A-Za-z0-9_./-]*) die 2 "CONNECT_SECRETS_FILE may hold letters, digits and _ . / - only: $secrets_file" ;;
+esac
+
+if [ ${#names[@]} -eq 0 ]; then
+  for file in "$directory"/*.json; do
+    file=${file##*/}
+    names+=("${file%.json}")
+  done
+fi
+for name in "${names[@]}"; do
+  [ -f "$directory/$name.json" ] || die 2 "there is no connector \"$name\" in $directory"
+done
+
+deadline=$((SECONDS + timeout_seconds))
+http_status=000
+body=
+
+# Calls Connect; leaves http_status (000 = no answer) and body.
+call() { # METHOD PATH [JSON]
+  local answer
+  if [ $# -eq 3 ]; then
+    answer=$(printf '%s' "$3" | curl -sS --max-time 30 -X "$1" -H 'Content-Type: application/json' \
+      --data-binary @- -w '\n%{http_code}' "$url$2" 2>&1) || true
+  else
+    answer=$(curl -sS --max-time 30 -X "$1" -w '\n%{http_code}' "$url$2" 2>&1) || true
+  fi
+  http_status=${answer##*$'\n'}
+  body=${answer%$'\n'*}
+}
+
+# A JSON string's content for a person: the first value of KEY in body, unescaped.
+text_of() { # KEY
+  local value
+  value=$(printf '%s' "$body" | tr '\n' ' ' | sed -nE 's/.*"'"$1"'":"(([^"\\]|\\.)*)".*/\1/p')
+  value=${value//\\\"/\"}
+  printf '%b\n' "${value:-$body}"
+}
+
+wait_for_connect() {
+  local told=
+  while :; do
+    call GET /connector-plugins
+    [ "$http_status" = 200 ] && break
+    if [ $SECONDS -ge $deadline ]; then
+      die 3 "no Kafka Connect at $url within $timeout_seconds s (HTTP $http_status: ${body:0:300})"
+    fi
+    [ -n "$told" ] || say "waiting for Kafka Connect at $url (HTTP $http_status)"
+    told=yes
+    sleep 0.5
+  done
+  case $body in
+    *io.debezium.connector.postgresql.PostgresConnector*) ;;
+    *) die 4 "the Connect worker at $url has no Debezium PostgreSQL connector in its plugin.path" ;;
+  esac
+}
+
+# Leaves in polls_needed how often RUNNING must be seen: after an update the old
+# task still says RUNNING for a moment.
+put() { # NAME
+  local json
+  json=$(<"$directory/$1.json")
+  json=${json//@SECRETS_FILE@/$secrets_file}
+  while :; do
+    call PUT "/connectors/$1/config" "$json"
+    case $http_status in
+      201) say "$1: created"; polls_needed=2; return ;;
+      200) say "$1: already there, configuration set"; polls_needed=3; return ;;
+      # 409: the workers are rebalancing. 5xx and 000: starting or gone for a moment.
+      409 | 5* | 000)
+        [ $SECONDS -lt $deadline ] || die 3 "$1: Connect did not take the configuration in time (HTTP $http_status: $(text_of message))"
+        sleep 0.5 ;;
+      *) die 4 "$1: Connect refused the configuration (HTTP $http_status): $(text_of message)" ;;
+    esac
+  done
+}
+
+wait_until_running() { # NAME
+  local name=$1 seen=0 restarted= states
+  while :; do
+    call GET "/connectors/$name/status"
+    # The connector's state, then each task's: {"connector":{"state":"RUNNING",..},"tasks":[{"id":0,"state":"RUNNING",..}]
+    states=$(printf '%s' "$body" | grep -oE '("connector":\{|"id":[0-9]+,)"state":"[A-Z_]+"' | sed -E 's/.*"state":"([A-Z_]+)"/\1/' | tr '\n' ' ') || true
+    case $states in
+      'RUNNING RUNNING '*)
+        case $states in *FAILED* | *UNASSIGNED* | *PAUSED* | *STOPPED* | *RESTARTING*) seen=0 ;; *) seen=$((seen + 1)) ;; esac
+        if [ "$seen" -ge "$polls_needed" ]; then
+          say "$name: connector and task are RUNNING"
+          return
+        fi ;;
+      *) seen=0 ;;
+    esac
+    case $states in
+      *FAILED*)
+        [ -z "$restarted" ] || die 6 "$name: FAILED also after a restart (states: ${states% }). Its trace:"$'\n'"$(text_of trace)"
+        say "$name: FAILED ($(text_of trace | head -n 1)); restarting it once"
+        restarted=yes
+        call POST "/connectors/$name/restart?includeTasks=true&onlyFailed=true"
+        sleep 1 ;;
+      *PAUSED* | *STOPPED*)
+        die 5 "$name: paused or stopped by an operator (states: ${states% }); resume it: curl -X PUT $url/connectors/$name/resume" ;;
+    esac
+    [ $SECONDS -lt $deadline ] || die 5 "$name: not RUNNING within $timeout_seconds s (states: ${states:-none yet }HTTP $http_status)"
+    sleep 0.5
+  done
+}
+
+running=()
+wait_for_connect
+for name in "${names[@]}"; do put "$name"; running+=("$name:$polls_needed"); done
+for entry in "${running[@]}"; do
+  polls_needed=${entry##*:}
+  wait_until_running "${entry%:*}"
+done
