@@ -88,7 +88,11 @@ find_tools() { # sets tools to path, path.sh, dev or container
 }
 
 local_stack_runs() {
-  [ -x "$root/dev" ] && "$root/dev" status --json 2>/dev/null | tr -d ' \n' | grep -q '"name":"kafka","state":"running"'
+  local status
+  [ -x "$root/dev" ] || return 1
+  # Status fails while any process is missing; only the broker matters here.
+  status=$("$root/dev" status --json 2>/dev/null) || true
+  tr -d ' \n' <<<"$status" | grep -q '"name":"kafka","state":"healthy"'
 }
 
 kafka() { # TOOL ARGUMENT...
