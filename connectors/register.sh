@@ -144,7 +144,7 @@ put() { # NAME
 }
 
 wait_until_running() { # NAME
-  local name=$1 seen=0 restarted= states
+  local name=$1 seen=0 restarted='' states
   while :; do
     call GET "/connectors/$name/status"
     # The connector's state, then each task's: {"connector":{"state":"RUNNING",..},"tasks":[{"id":0,"state":"RUNNING",..}]

@@ -52,12 +52,12 @@ die() { # CODE MESSAGE
   exit "$1"
 }
 
-topic= offset=earliest servers=${KAFKA_BROKERS:-localhost:9092} group= partition=
+topic='' offset=earliest servers=${KAFKA_BROKERS:-localhost:9092} group='' partition=''
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) usage; exit 0 ;;
     -t | -o | -s | -r | -p)
-      [ $# -ge 2 ] && [ -n "$2" ] || die 2 "$1 needs a value; see --help"
+      [ -n "${2:-}" ] || die 2 "$1 needs a value; see --help"
       case $1 in
         -t) topic=$2 ;; -o) offset=$2 ;; -s) servers=$2 ;; -r) group=$2 ;; -p) partition=$2 ;;
       esac
@@ -180,7 +180,7 @@ group_state() { # sets state; an unknown group has no members either
 }
 
 wait_until_inactive() {
-  local deadline=$((SECONDS + GROUP_WAIT_SECONDS)) told=
+  local deadline=$((SECONDS + GROUP_WAIT_SECONDS)) told=''
   while group_state; [ "$state" != Empty ] && [ "$state" != Dead ]; do
     if [ $SECONDS -ge $deadline ]; then
       ask consumer-groups --describe --group "$group" --members || true
