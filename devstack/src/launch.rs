@@ -1,0 +1,300 @@
+//! How each process is prepared and started.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::process::Command;
+
+use crate::addresses::{
+    HOST, POSTGRES_VERSION, REGISTRY_DATABASE, REGISTRY_MANAGEMENT_PORT, REGISTRY_PORT, environment,
+};
+use crate::configuration;
+use crate::fetch::{Installed, ignore_absent, unpack};
+use crate::process::{Launch, User};
+use crate::registry_database;
+use crate::service::Service;
+use crate::settings::{Places, running_as_root};
+use crate::stack::StackError;
+
+/// For commands that run once before a server: `initdb`, Kafka's storage tool.
+const PREPARE_DEADLINE: Duration = Duration::from_mins(1);
+
+/// Writes what the service needs on disk and says how to start it.
+pub(crate) async fn prepare(places: &Places, service: Service) -> Result<Launch, StackError> {
+    match service {
+        Service::Postgres => postgres(places).await,
+        Service::Kafka => kafka(places).await,
+        Service::Registry => registry(places).await,
+        Service::Connect => connect(places),
+        Service::UserApi | Service::PostApi | Service::Consumer(_) => program(places, service),
+    }
+}
+
+async fn postgres(places: &Places) -> Result<Launch, StackError> {
+    let home = places.state.join("postgres");
+    let user = postgres_user(places)?;
+    create_directory(&home, 0o755)?;
+    if let Some(user) = user {
+        chown(&home, Some(user.uid), Some(user.gid)).map_err(StackError::file(&home))?;
+    }
+    let distribution = home.join(format!("server-{POSTGRES_VERSION}"));
+    let run = |program: &str, args: Vec<OsString>| Launch {
+        program: distribution.join("bin").join(program),
+        args,
+        environment: Vec::new(),
+        directory: home.clone(),
+        user,
+    };
+    if !distribution.exists() {
+        unpack_postgres(places, &home, &distribution, user).await?;
+    }
+    let data = home.join("data");
+    if !data.join("PG_VERSION").exists() {
+        let incoming = home.join("data-incoming");
+        fs::remove_dir_all(&incoming)
+            .or_else(ignore_absent)
+            .map_err(StackError::file(&incoming))?;
+        let password = home.join("password");
+        fs::write(&password, configuration::admin_password_file())
+            .map_err(StackError::file(&password))?;
+        let mut args: Vec<OsString> =
+            ["--username=postgres", "--auth=scram-sha-256"].map(Into::into).into();
+        args.extend(["--encoding=UTF8", "--locale=C", "--locale-provider=builtin"].map(Into::into));
+        args.extend(["--builtin-locale=C.UTF-8", "--pwfile=password"].map(Into::into));
+        args.push("--pgdata=data-incoming".into());
+        run_once(run("initdb", args)).await?;
+        fs::remove_file(&password).map_err(StackError::file(&password))?;
+        fs::rename(&incoming, &data).map_err(StackError::file(&data))?;
+    }
+    let mut args: Vec<OsString> = vec!["-D".into(), data.into()];
+    args.extend(configuration::postgres_settings().into_iter().map(OsString::from));
+    Ok(run("postgres", args))
+}
+
+/// `PostgreSQL` refuses to run as root; then it runs as `nobody`, who must be able to reach its
+/// directory.
+fn postgres_user(places: &Places) -> Result<Option<User>, StackError> {
+    if !running_as_root() {
+        return Ok(None);
+    }
+    for directory in places.state.ancestors() {
+        let Ok(metadata) = fs::metadata(directory) else { continue };
+        if metadata.permissions().mode() & 0o001 == 0 {
+            return Err(StackError::Unreachable { directory: directory.to_path_buf() });
+        }
+    }
+    let accounts = Path::new("/etc/passwd");
+    let text = fs::read_to_string(accounts).map_err(StackError::file(accounts))?;
+    account(&text, "nobody").map(Some).ok_or(StackError::NoAccount { name: "nobody" })
+}
+
+fn account(accounts: &str, name: &str) -> Option<User> {
+    let line = accounts.lines().find(|line| line.split(':').next() == Some(name))?;
+    let mut fields = line.split(':').skip(2);
+    Some(User { uid: fields.next()?.parse().ok()?, gid: fields.next()?.parse().ok()? })
+}
+
+/// The archive goes in by standard input: the unprivileged user cannot enter root's cache.
+async fn unpack_postgres(
+    places: &Places,
+    home: &Path,
+    distribution: &Path,
+    user: Option<User>,
+) -> Result<(), StackError> {
+    let archive = Installed::locate(places)?.postgres_archive;
+    let incoming = home.join("server-incoming");
+    fs::remove_dir_all(&incoming).or_else(ignore_absent).map_err(StackError::file(&incoming))?;
+    create_directory(&incoming, 0o755)?;
+    if let Some(user) = user {
+        chown(&incoming, Some(user.uid), Some(user.gid)).map_err(StackError::file(&incoming))?;
+    }
+    let file = File::open(&archive).map_err(StackError::file(&archive))?;
+    let mut tar = Command::new("tar");
+    tar.args(["-x", "-J", "-f", "-"]).current_dir(&incoming).stdin(file);
+    if let Some(user) = user {
+        tar.uid(user.uid).gid(user.gid);
+    }
+    unpack(tar, &archive).await?;
+    fs::rename(&incoming, distribution).map_err(StackError::file(distribution))
+}
+
+async fn kafka(places: &Places) -> Result<Launch, StackError> {
+    let home = places.state.join("kafka");
+    create_directory(&home, 0o755)?;
+    let properties = home.join("server.properties");
+    let data = home.join("data");
+    write(&properties, &configuration::kafka_properties(&data))?;
+    if !data.join("meta.properties").exists() {
+        let mut format = kafka_java(places, &home, 256)?;
+        let id = configuration::cluster_id(uuid::Uuid::new_v4());
+        let tool = ["kafka.tools.StorageTool", "format", "--standalone", "--ignore-formatted"];
+        format.args.extend(tool.map(OsString::from));
+        format.args.extend(["-t".into(), id.into(), "-c".into(), properties.clone().into()]);
+        run_once(format).await?;
+    }
+    let mut launch = kafka_java(places, &home, 512)?;
+    launch.args.extend(["kafka.Kafka".into(), properties.into()]);
+    Ok(launch)
+}
+
+fn connect(places: &Places) -> Result<Launch, StackError> {
+    let home = places.state.join("connect");
+    create_directory(&home, 0o755)?;
+    let secrets = connect_secrets_file(places);
+    let directory = secrets.parent().expect("the file is inside the state directory");
+    create_directory(directory, 0o700)?;
+    write_secret(&secrets, &configuration::connect_secrets())?;
+    let installed = Installed::locate(places)?;
+    let plugins = [installed.plugins[0].as_path(), installed.plugins[1].as_path()];
+    let properties = home.join("connect.properties");
+    write(&properties, &configuration::connect_properties(&plugins, directory))?;
+    let mut launch = kafka_java(places, &home, 512)?;
+    launch.args.push("org.apache.kafka.connect.cli.ConnectDistributed".into());
+    launch.args.push(properties.into());
+    Ok(launch)
+}
+
+/// Where Connect reads the connectors' secrets from.
+pub(crate) fn connect_secrets_file(places: &Places) -> PathBuf {
+    places.state.join("secrets/connect.properties")
+}
+
+/// Java with Kafka's class path, a heap limit in MiB and the log settings for a server.
+fn kafka_java(places: &Places, home: &Path, heap_mib: u32) -> Result<Launch, StackError> {
+    let log4j = home.join("log4j2.xml");
+    write(&log4j, &configuration::log4j("INFO", "SYSTEM_OUT"))?;
+    let mut args = java_options(heap_mib);
+    args.push(option("-Dlog4j2.configurationFile=", &log4j));
+    // The wildcard is Java's own and must reach it unexpanded.
+    args.extend(["-cp".into(), Installed::locate(places)?.kafka.join("*").into()]);
+    Ok(Launch {
+        program: places.java.clone(),
+        args,
+        environment: Vec::new(),
+        directory: home.to_path_buf(),
+        user: None,
+    })
+}
+
+async fn registry(places: &Places) -> Result<Launch, StackError> {
+    registry_database::ensure().await?;
+    let home = places.state.join("registry");
+    create_directory(&home, 0o755)?;
+    let mut args = java_options(256);
+    args.extend([
+        format!("-Dquarkus.http.host={HOST}").into(),
+        format!("-Dquarkus.http.port={REGISTRY_PORT}").into(),
+        format!("-Dquarkus.management.host={HOST}").into(),
+        format!("-Dquarkus.management.port={REGISTRY_MANAGEMENT_PORT}").into(),
+        // Its default pool alone would use up PostgreSQL's connections.
+        "-Dapicurio.datasource.jdbc.initial-size=1".into(),
+        "-Dapicurio.datasource.jdbc.min-size=1".into(),
+        "-Dapicurio.datasource.jdbc.max-size=8".into(),
+        "-jar".into(),
+        Installed::locate(places)?.registry.join("quarkus-run.jar").into(),
+    ]);
+    // Without storage of its own a restart would hand out the ids again that topics still carry.
+    let environment = [
+        ("APICURIO_STORAGE_KIND", "sql".to_owned()),
+        ("APICURIO_STORAGE_SQL_KIND", "postgresql".to_owned()),
+        ("APICURIO_DATASOURCE_URL", registry_database::jdbc_url()),
+        ("APICURIO_DATASOURCE_USERNAME", REGISTRY_DATABASE.to_owned()),
+        ("APICURIO_DATASOURCE_PASSWORD", REGISTRY_DATABASE.to_owned()),
+    ];
+    Ok(Launch {
+        program: places.java.clone(),
+        args,
+        environment: environment.map(|(name, value)| (name.to_owned(), value.into())).into(),
+        directory: home,
+        user: None,
+    })
+}
+
+fn program(places: &Places, service: Service) -> Result<Launch, StackError> {
+    let (file, listen) = match service {
+        Service::UserApi => ("user-api", "USER_API_LISTEN"),
+        Service::PostApi => ("post-api", "POST_API_LISTEN"),
+        _ => ("cdc-consumer", "CONSUMER_LISTEN"),
+    };
+    let program = places.programs.join(file);
+    if !program.exists() {
+        return Err(StackError::NotBuilt { program });
+    }
+    let mut variables: Vec<(String, OsString)> =
+        environment().into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+    variables.push((listen.to_owned(), format!("{HOST}:{}", service.ports()[0]).into()));
+    variables.push(("VIEWS_FILE".to_owned(), places.root.join("views.toml").into()));
+    let args = if file == "cdc-consumer" { vec!["run".into()] } else { Vec::new() };
+    Ok(Launch { program, args, environment: variables, directory: places.root.clone(), user: None })
+}
+
+/// The serial collector: the others keep threads and memory that a machine of two cores needs.
+fn java_options(heap_mib: u32) -> Vec<OsString> {
+    vec![
+        format!("-Xmx{heap_mib}m").into(),
+        "-XX:+UseSerialGC".into(),
+        "-Djava.awt.headless=true".into(),
+    ]
+}
+
+fn option(prefix: &str, path: &Path) -> OsString {
+    let mut option = OsString::from(prefix);
+    option.push(path);
+    option
+}
+
+async fn run_once(launch: Launch) -> Result<(), StackError> {
+    let program = launch.program.display().to_string();
+    let output = tokio::time::timeout(PREPARE_DEADLINE, launch.command().output()).await;
+    let Ok(output) = output else { return Err(StackError::PrepareSlow { program }) };
+    let output = output.map_err(StackError::file(&launch.program))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = [output.stdout, output.stderr].concat();
+    Err(StackError::Prepare { program, output: String::from_utf8_lossy(&text).trim().to_owned() })
+}
+
+fn create_directory(directory: &Path, mode: u32) -> Result<(), StackError> {
+    fs::create_dir_all(directory).map_err(StackError::file(directory))?;
+    if fs::metadata(directory).is_ok_and(|metadata| metadata.mode() & 0o777 == mode) {
+        return Ok(());
+    }
+    let permissions = fs::Permissions::from_mode(mode);
+    fs::set_permissions(directory, permissions).map_err(StackError::file(directory))
+}
+
+fn write(path: &Path, text: &str) -> Result<(), StackError> {
+    fs::write(path, text).map_err(StackError::file(path))
+}
+
+fn write_secret(path: &Path, text: &str) -> Result<(), StackError> {
+    use std::io::Write;
+    let mut options = File::options();
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
+    let mut file = file.map_err(StackError::file(path))?;
+    file.write_all(text.as_bytes()).map_err(StackError::file(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(name: &str, expected: Option<(u32, u32)>) {
+        let accounts = "root:x:0:0:root:/root:/bin/bash\n\
+                        nobody:x:65534:65533:nobody:/nonexistent:/usr/sbin/nologin\nbroken:x:\n";
+        let user = expected.map(|(uid, gid)| User { uid, gid });
+        assert_eq!(account(accounts, name), user, "{name}");
+    }
+
+    #[test]
+    fn an_account_is_found_by_its_whole_name() {
+        check("nobody", Some((65534, 65533)));
+        check("body", None);
+        check("broken", None);
+        check("root", Some((0, 0)));
+    }
+}

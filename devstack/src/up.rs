@@ -1,0 +1,202 @@
+//! The whole stack up and down: what depends on what, and what may happen side by side.
+
+use std::fs;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::Command;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::addresses::environment;
+use crate::fetch::{self, ignore_absent};
+use crate::launch::connect_secrets_file;
+use crate::process::tail;
+use crate::progress::Progress;
+use crate::service::Service;
+use crate::stack::{POLL_INTERVAL, Stack, StackError, Started};
+
+/// From nothing, on two cores.
+const BUILD_DEADLINE: Duration = Duration::from_mins(30);
+const MIGRATE_DEADLINE: Duration = Duration::from_mins(2);
+const REGISTER_DEADLINE: Duration = Duration::from_mins(3);
+
+/// Lines of a failed step's output that its error shows.
+const TAIL_LINES: usize = 40;
+
+/// How much of the stack `up` brings up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// `PostgreSQL` with migrated databases, Kafka, registry and Connect.
+    Servers,
+    /// The servers, the connectors and the project's own programs.
+    Everything,
+}
+
+impl Stack {
+    /// Brings the stack up; what runs and is healthy stays as it is. Programs that were rebuilt
+    /// are not restarted: say `restart`, or `down` first.
+    pub async fn up(&self, extent: Extent, progress: &Progress) -> Result<(), StackError> {
+        let _turn = self.take_turn("stack").await?;
+        self.places.remember_java().map_err(StackError::file(&self.places.state))?;
+        let packages: &[&str] = match extent {
+            Extent::Servers => &["migrate"],
+            Extent::Everything => &["migrate", "user-api", "post-api", "cdc-consumer"],
+        };
+        let servers = async {
+            fetch::fetch_all(&self.places, progress).await?;
+            let storage = async {
+                self.start_step(Service::Postgres, progress).await?;
+                self.start_step(Service::Registry, progress).await
+            };
+            let streams = async {
+                self.start_step(Service::Kafka, progress).await?;
+                self.start_step(Service::Connect, progress).await
+            };
+            tokio::try_join!(storage, streams)
+        };
+        // Not the first error of the two: servers that started can serve while code is mended.
+        let (built, started) = tokio::join!(self.build(packages, progress), servers);
+        started?;
+        built?;
+        self.migrate(progress).await?;
+        if extent == Extent::Everything {
+            tokio::try_join!(
+                self.register(progress),
+                self.start_step(Service::UserApi, progress),
+                self.start_step(Service::PostApi, progress),
+                self.start_step(Service::Consumer(1), progress),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Stops everything, in the order that lets each finish its work.
+    pub async fn down(&self, progress: &Progress) -> Result<(), StackError> {
+        let _turn = self.take_turn("stack").await?;
+        let own = Service::all().filter(|service| {
+            !matches!(service, Service::Postgres | Service::Kafka | Service::Registry)
+        });
+        self.stop_together(own, progress).await?;
+        self.stop_together([Service::Kafka, Service::Registry], progress).await?;
+        self.stop_together([Service::Postgres], progress).await
+    }
+
+    /// Deletes all data, logs and settings of the stopped stack; fetched artefacts stay.
+    pub fn wipe(&self) -> Result<(), StackError> {
+        // By name: the state directory may be one that somebody uses for other things, too.
+        for name in ["postgres", "kafka", "registry", "connect", "secrets", "log", "run"] {
+            let directory = self.places.state.join(name);
+            fs::remove_dir_all(&directory)
+                .or_else(ignore_absent)
+                .map_err(StackError::file(&directory))?;
+        }
+        let link = self.places.state.join("java");
+        fs::remove_file(&link).or_else(ignore_absent).map_err(StackError::file(&link))
+    }
+
+    /// Registers the connectors and waits until they and their tasks run.
+    pub async fn register(&self, progress: &Progress) -> Result<(), StackError> {
+        let mut command = Command::new(self.places.root.join("connectors/register.sh"));
+        command.env("CONNECT_SECRETS_FILE", connect_secrets_file(&self.places));
+        self.step("connectors", command, REGISTER_DEADLINE, "registered and running", progress)
+            .await
+    }
+
+    /// Builds packages of this workspace with the profile this program was built with.
+    async fn build(&self, packages: &[&str], progress: &Progress) -> Result<(), StackError> {
+        let mut command = Command::new("cargo");
+        command.args(["build", "--color=never"]);
+        command.args(packages.iter().flat_map(|package| ["-p", package]));
+        // Queries are checked against the committed descriptions, not against a database that
+        // this very command may be about to migrate.
+        command.env("SQLX_OFFLINE", "true");
+        self.step("build", command, BUILD_DEADLINE, "programs built", progress).await
+    }
+
+    async fn migrate(&self, progress: &Progress) -> Result<(), StackError> {
+        let mut command = Command::new(self.places.programs.join("migrate"));
+        command.arg("all");
+        self.step("migrations", command, MIGRATE_DEADLINE, "databases up to date", progress).await
+    }
+
+    async fn start_step(&self, service: Service, progress: &Progress) -> Result<(), StackError> {
+        let step = progress.step(service.to_string(), "starting");
+        let text = match self.start(service).await? {
+            Started::Now => "ready",
+            Started::Before => "ready (ran already)",
+        };
+        step.done(text);
+        Ok(())
+    }
+
+    async fn stop_together(
+        &self,
+        services: impl IntoIterator<Item = Service>,
+        progress: &Progress,
+    ) -> Result<(), StackError> {
+        let mut stops = JoinSet::new();
+        for service in services.into_iter().filter(|&service| self.running(service).is_some()) {
+            let stack = self.clone();
+            let step = progress.step(service.to_string(), "stopping");
+            stops.spawn(async move {
+                stack.stop(service).await?;
+                step.done("stopped");
+                Ok::<(), StackError>(())
+            });
+        }
+        while let Some(stopped) = stops.join_next().await {
+            stopped.expect("stopping a service does not panic")?;
+        }
+        Ok(())
+    }
+
+    /// Runs a command with the stack's environment to its end; its output goes to a log, its
+    /// last line to the terminal.
+    async fn step(
+        &self,
+        name: &'static str,
+        mut command: Command,
+        deadline: Duration,
+        success: &str,
+        progress: &Progress,
+    ) -> Result<(), StackError> {
+        self.create_directories()?;
+        let step = progress.step(name, "starting");
+        let log = self.places.log(name);
+        let output = fs::File::create(&log).map_err(StackError::file(&log))?;
+        let errors = output.try_clone().map_err(StackError::file(&log))?;
+        let program = command.as_std().get_program().to_os_string();
+        let spawned = command
+            .envs(environment())
+            .current_dir(&self.places.root)
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(errors)
+            .kill_on_drop(true)
+            .spawn();
+        let mut child = spawned.map_err(StackError::file(program.as_ref()))?;
+        let end = Instant::now() + deadline;
+        loop {
+            let waited = tokio::time::timeout(POLL_INTERVAL, child.wait()).await;
+            match waited {
+                Ok(Ok(status)) if status.success() => break,
+                Ok(Ok(_)) => {
+                    return Err(StackError::Step { step: name, output: tail(&log, TAIL_LINES) });
+                }
+                Ok(Err(source)) => return Err(StackError::file(program.as_ref())(source)),
+                Err(_) if Instant::now() >= end => {
+                    let output = tail(&log, TAIL_LINES);
+                    return Err(StackError::StepSlow {
+                        step: name,
+                        seconds: deadline.as_secs(),
+                        output,
+                    });
+                }
+                Err(_) => step.message(tail(&log, 1).trim().to_owned()),
+            }
+        }
+        step.done(success);
+        Ok(())
+    }
+}

@@ -1,0 +1,170 @@
+//! What each command of `./dev` does.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, anyhow};
+use devstack::addresses::{self, environment};
+use devstack::{Extent, Progress, Service, ServiceStatus, Stack, State};
+
+use crate::cli::{Cli, Database, Verb, print};
+use crate::test_run;
+
+pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let stack = Stack::new(&cli.settings)?;
+    let progress = Progress::to_terminal();
+    match cli.verb {
+        Verb::Up { servers_only } => {
+            let extent = if servers_only { Extent::Servers } else { Extent::Everything };
+            stack.up(extent, &progress).await?;
+            print(&urls(extent));
+        }
+        Verb::Down { wipe } => {
+            stack.down(&progress).await?;
+            if wipe {
+                stack.wipe()?;
+            }
+        }
+        Verb::Status { json } => return status(&stack, json).await,
+        Verb::Logs { name, follow } => return Err(logs(&stack, &name, follow)),
+        Verb::Test => {
+            stack.up(Extent::Everything, &progress).await?;
+            return test_run::run(&stack);
+        }
+        Verb::Env => print(&exports()),
+        Verb::Kafka { tool, args } => {
+            let mut command = devstack::kafka_tool(stack.places(), &tool, &args)?;
+            let error = command.current_dir(&cli.caller_directory).exec();
+            return Err(error).context("cannot run java");
+        }
+        Verb::Psql { database, args } => {
+            let database = match database {
+                Database::Users => addresses::USER_DATABASE,
+                Database::Posts => addresses::POST_DATABASE,
+            };
+            let mut command = Command::new("psql");
+            command.arg(addresses::admin_url(database)).args(args);
+            let error = command.current_dir(&cli.caller_directory).exec();
+            return Err(error).context("cannot run psql; install PostgreSQL's client");
+        }
+        Verb::Register => stack.register(&progress).await?,
+        Verb::Start { service } => {
+            stack.start(service).await?;
+        }
+        Verb::Stop { service } => stack.stop(service).await?,
+        Verb::Restart { service } => stack.restart(service).await?,
+        Verb::Kill { service } => stack.kill(service).await?,
+        Verb::Pause { service } => stack.pause(service)?,
+        Verb::Resume { service } => stack.resume(service)?,
+        Verb::Relock => print(&devstack::relock(stack.places(), &progress).await?),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where to look, for a person.
+pub(crate) fn urls(extent: Extent) -> String {
+    let url = |port: u16| format!("http://{}:{port}", addresses::HOST);
+    let servers = format!(
+        "PostgreSQL     ./dev psql users | posts
+Kafka          {}:{}   ./dev kafka topics --list
+registry       {}
+Connect        {}",
+        addresses::HOST,
+        addresses::KAFKA_PORT,
+        url(addresses::REGISTRY_PORT),
+        url(addresses::CONNECT_PORT),
+    );
+    if extent == Extent::Servers {
+        return servers;
+    }
+    format!(
+        "user-api       {}/api/users
+post-api       {}/api/posts
+cdc-consumer   {}   status page, metrics at /metrics
+{servers}",
+        url(addresses::USER_API_PORT),
+        url(addresses::POST_API_PORT),
+        url(addresses::CONSUMER_PORT),
+    )
+}
+
+/// Values hold nothing a shell would expand inside single quotes.
+fn exports() -> String {
+    let lines = environment().into_iter().map(|(name, value)| format!("export {name}='{value}'"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+async fn status(stack: &Stack, json: bool) -> anyhow::Result<ExitCode> {
+    let mut all = Vec::new();
+    for service in Service::all() {
+        let standard = Service::STANDARD.contains(&service);
+        if standard || stack.running(service).is_some() {
+            all.push(stack.status(service).await);
+        }
+    }
+    if json {
+        print(&serde_json::to_string_pretty(&all).context("cannot write JSON")?);
+    } else {
+        print(&table(&all));
+    }
+    let healthy = all.iter().all(|status| status.state == State::Healthy);
+    Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn table(all: &[ServiceStatus]) -> String {
+    let mut lines =
+        vec![format!("{:<15} {:<10} {:>8} {:>6} {:>9}", "NAME", "STATE", "PID", "PORT", "MEMORY")];
+    for status in all {
+        let state = match status.state {
+            State::Stopped => "stopped",
+            State::Healthy => "healthy",
+            State::Unhealthy => "unhealthy",
+            State::Paused => "paused",
+        };
+        let pid = status.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+        let memory = status.memory_bytes.map_or_else(|| "-".to_owned(), mebibytes);
+        let reason = status.reason.as_deref().unwrap_or_default();
+        let line = format!(
+            "{:<15} {state:<10} {pid:>8} {:>6} {memory:>9} {reason}",
+            status.name, status.ports[0]
+        );
+        lines.push(line.trim_end().to_owned());
+    }
+    let total: u64 = all.iter().filter_map(|status| status.memory_bytes).sum();
+    lines.push(format!(
+        "{:<15} {:<10} {:>8} {:>6} {:>9}",
+        "together",
+        "",
+        "",
+        "",
+        mebibytes(total)
+    ));
+    lines.join("\n")
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{} MiB", bytes >> 20)
+}
+
+/// Becomes `tail`; what comes back is the reason why not.
+fn logs(stack: &Stack, name: &str, follow: bool) -> anyhow::Error {
+    let log = stack.places().log(name);
+    if !log.exists() {
+        return no_log(stack, name);
+    }
+    let mut tail = Command::new("tail");
+    tail.args(if follow { ["-n", "100", "-F"].as_slice() } else { ["-n", "+1"].as_slice() });
+    anyhow::Error::new(tail.arg(log).exec()).context("cannot run tail")
+}
+
+fn no_log(stack: &Stack, name: &str) -> anyhow::Error {
+    let entries = std::fs::read_dir(stack.places().logs()).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".log").map(str::to_owned))
+        .collect();
+    names.sort();
+    if names.is_empty() {
+        return anyhow!("there are no logs yet; say ./dev up first");
+    }
+    anyhow!("there is no log of {name:?}; there are {}", names.join(", "))
+}
