@@ -1,0 +1,253 @@
+//! Generations of views, and the thin views in `public` that readers see.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::num::ParseIntError;
+use std::str::FromStr;
+
+use sqlx::{Connection, PgConnection};
+
+use crate::MigrateError;
+use crate::bootstrap::execute;
+
+/// Longest wait for readers of a thin view before the swap gives up, so that it never queues new
+/// readers behind one long query for longer than this.
+const LOCK_TIMEOUT: &str = "5s";
+
+/// `invalid_table_definition`: columns were dropped, renamed or retyped, which `create or replace
+/// view` cannot do.
+const COLUMNS_DIFFER: &str = "42P16";
+
+/// The number of a complete set of views, counted from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Generation(i32);
+
+impl Generation {
+    /// The generation a new database starts with.
+    pub const FIRST: Self = Self(1);
+
+    /// The generation with this number; none if it is not positive.
+    pub fn new(number: i32) -> Option<Self> {
+        (number > 0).then_some(Self(number))
+    }
+
+    /// Its number.
+    pub fn number(self) -> i32 {
+        self.0
+    }
+
+    /// The schema its tables live in, a plain identifier.
+    pub fn schema(self) -> String {
+        format!("views_{}", self.0)
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for Generation {
+    type Err = GenerationError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::new(text.parse()?).ok_or(GenerationError::NotPositive)
+    }
+}
+
+/// Why a text is not a generation's number.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerationError {
+    /// Not a number.
+    #[error("a generation is a whole number")]
+    NotANumber(#[from] ParseIntError),
+    /// Zero or below.
+    #[error("generations are counted from 1")]
+    NotPositive,
+}
+
+/// Creates what all generations share and this generation's schema, and makes the schema the
+/// connection's search path.
+pub(crate) async fn enter(
+    db: &mut PgConnection,
+    generation: Generation,
+) -> Result<(), MigrateError> {
+    let schema = generation.schema();
+    let statements = format!(
+        "create table if not exists public.cdc_generation (
+             current integer not null check (current > 0),
+             -- At most one row: there is one answer to which generation is current.
+             single boolean primary key default true check (single)
+         );
+         grant usage on schema public to post_api, cdc_consumer;
+         grant select on public.cdc_generation to post_api, cdc_consumer;
+         create schema if not exists {schema};
+         set search_path to {schema}"
+    );
+    execute(db, statements).await.map_err(|source| MigrateError::Generation { generation, source })
+}
+
+/// Lets the consumer work in the generation. Readers need nothing here: a thin view reads with
+/// its owner's rights.
+pub(crate) async fn grant(
+    db: &mut PgConnection,
+    generation: Generation,
+) -> Result<(), MigrateError> {
+    let schema = generation.schema();
+    let statements = format!(
+        "grant usage on schema {schema} to cdc_consumer;
+         grant select, insert, update, delete, truncate
+         on all tables in schema {schema} to cdc_consumer;
+         revoke all on {schema}._sqlx_migrations from cdc_consumer"
+    );
+    execute(db, statements).await.map_err(|source| MigrateError::Generation { generation, source })
+}
+
+pub(crate) async fn current(db: &mut PgConnection) -> Result<Option<Generation>, MigrateError> {
+    let failed = |source| MigrateError::Current { source };
+    let recorded: bool =
+        sqlx::query_scalar("select to_regclass('public.cdc_generation') is not null")
+            .fetch_one(&mut *db)
+            .await
+            .map_err(failed)?;
+    if !recorded {
+        return Ok(None);
+    }
+    let number: Option<i32> = sqlx::query_scalar("select current from public.cdc_generation")
+        .fetch_optional(db)
+        .await
+        .map_err(failed)?;
+    Ok(number.and_then(Generation::new))
+}
+
+/// Points the thin views, and the record of which generation is current, at `generation`.
+pub(crate) async fn publish(
+    db: &mut PgConnection,
+    generation: Generation,
+) -> Result<(), MigrateError> {
+    let failed = |source| MigrateError::Generation { generation, source };
+    let mut tx = db.begin().await.map_err(failed)?;
+    execute(&mut tx, format!("set local lock_timeout to '{LOCK_TIMEOUT}'"))
+        .await
+        .map_err(failed)?;
+    let published = published(&mut tx, generation).await.map_err(failed)?;
+    if published.is_empty() {
+        return Err(MigrateError::NoGeneration { generation });
+    }
+    for view in &published {
+        replace(&mut tx, generation, view).await.map_err(|source| MigrateError::Publish {
+            generation,
+            view: view.name.clone(),
+            source,
+        })?;
+    }
+    let names = published.iter().map(|view| view.name.as_str()).collect();
+    withdraw(&mut tx, &names).await.map_err(failed)?;
+    sqlx::query(
+        "insert into public.cdc_generation (current)
+         values ($1)
+         on conflict (single) do update set current = excluded.current",
+    )
+    .bind(generation.number())
+    .execute(&mut *tx)
+    .await
+    .map_err(failed)?;
+    tx.commit().await.map_err(failed)?;
+    tracing::info!(%generation, view_count = published.len(), "views published");
+    Ok(())
+}
+
+/// A table or view of a generation that readers may see. Names are quoted for SQL.
+#[derive(Debug, sqlx::FromRow)]
+struct Published {
+    name: String,
+    columns: String,
+    /// What the thin view's comment says when it already shows exactly this.
+    mark: String,
+    /// The comment of the thin view that is there now.
+    present_mark: Option<String>,
+}
+
+async fn published(
+    db: &mut PgConnection,
+    generation: Generation,
+) -> Result<Vec<Published>, sqlx::Error> {
+    sqlx::query_as(
+        "select
+             quote_ident(c.relname) as name,
+             string_agg(quote_ident(a.attname), ', ' order by a.attnum) as columns,
+             format(
+                 'thin view: %s (%s)',
+                 n.nspname,
+                 string_agg(
+                     format('%s %s', a.attname, format_type(a.atttypid, a.atttypmod)),
+                     ', ' order by a.attnum)) as mark,
+             obj_description(
+                 to_regclass(format('public.%I', c.relname)), 'pg_class') as present_mark
+         from pg_class as c
+         join pg_namespace as n on n.oid = c.relnamespace
+         join pg_attribute as a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+         where n.nspname = $1
+             and c.relkind in ('r', 'p', 'v', 'm')
+             and obj_description(c.oid, 'pg_class') like 'published:%'
+         group by n.nspname, c.relname
+         order by c.relname",
+    )
+    .bind(generation.schema())
+    .fetch_all(db)
+    .await
+}
+
+async fn replace(
+    db: &mut PgConnection,
+    generation: Generation,
+    view: &Published,
+) -> Result<(), sqlx::Error> {
+    let Published { name, columns, mark, present_mark } = view;
+    if present_mark.as_ref() == Some(mark) {
+        return Ok(());
+    }
+    let schema = generation.schema();
+    let body = format!("view public.{name} as select {columns} from {schema}.{name}");
+    let mut attempt = db.begin().await?;
+    match execute(&mut attempt, format!("create or replace {body}")).await {
+        Ok(()) => attempt.commit().await?,
+        Err(error) if code(&error).as_deref() == Some(COLUMNS_DIFFER) => {
+            attempt.rollback().await?;
+            // No cascade: a view somebody else built on this one is his to change first.
+            execute(db, format!("drop view public.{name}; create {body}")).await?;
+        }
+        Err(error) => return Err(error),
+    }
+    let literal: String =
+        sqlx::query_scalar("select quote_literal($1)").bind(mark).fetch_one(&mut *db).await?;
+    let finish = format!(
+        "comment on view public.{name} is {literal};
+         grant select on public.{name} to post_api"
+    );
+    execute(db, finish).await
+}
+
+/// Drops the thin views of earlier generations that this one no longer has.
+async fn withdraw(db: &mut PgConnection, kept: &BTreeSet<&str>) -> Result<(), sqlx::Error> {
+    let present: Vec<String> = sqlx::query_scalar(
+        "select quote_ident(relname)
+         from pg_class
+         where relnamespace = 'public'::regnamespace
+             and relkind = 'v'
+             and obj_description(oid, 'pg_class') like 'thin view: %'",
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    for name in present {
+        if !kept.contains(name.as_str()) {
+            execute(db, format!("drop view public.{name}")).await?;
+        }
+    }
+    Ok(())
+}
+
+fn code(error: &sqlx::Error) -> Option<std::borrow::Cow<'_, str>> {
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code)
+}

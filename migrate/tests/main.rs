@@ -1,0 +1,234 @@
+//! The migrations, run against a real PostgreSQL on databases of their own.
+
+use migrate::{
+    Generation, MigrateError, Passwords, current_generation, posts, publish, users, views,
+};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use uuid::Uuid;
+
+/// A database that does not exist yet, on the server `POST_DATABASE_ADMIN_URL` names.
+struct Fresh {
+    server: String,
+    name: String,
+}
+
+impl Fresh {
+    #[expect(clippy::disallowed_methods, reason = "tests take the server's address from outside")]
+    fn new() -> Self {
+        let url = std::env::var("POST_DATABASE_ADMIN_URL")
+            .expect("POST_DATABASE_ADMIN_URL names a superuser's database");
+        let (server, _) = url.rsplit_once('/').expect("the url ends in a database");
+        Self { server: server.to_owned(), name: format!("migrate_{}", Uuid::new_v4().simple()) }
+    }
+
+    fn url(&self) -> String {
+        format!("{}/{}", self.server, self.name)
+    }
+
+    fn url_as(&self, role: &str) -> String {
+        let host = self.server.rsplit('@').next().unwrap();
+        format!("postgres://{role}:{role}@{host}/{}", self.name)
+    }
+
+    async fn connect(&self) -> PgConnection {
+        PgConnection::connect(&self.url()).await.unwrap()
+    }
+
+    async fn drop(self) {
+        let mut db = PgConnection::connect(&format!("{}/postgres", self.server)).await.unwrap();
+        run(&mut db, &format!("drop database if exists {} with (force)", self.name)).await;
+    }
+}
+
+async fn run(db: &mut PgConnection, sql: &str) {
+    attempt(db, sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+}
+
+async fn attempt(db: &mut PgConnection, sql: &str) -> Result<(), sqlx::Error> {
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(db).await.map(drop)
+}
+
+async fn text(db: &mut PgConnection, sql: &str) -> String {
+    sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(db).await.unwrap()
+}
+
+fn generation(number: i32) -> Generation {
+    Generation::new(number).unwrap()
+}
+
+async fn post_database() -> Fresh {
+    let fresh = Fresh::new();
+    posts(&fresh.url(), &Passwords::development()).await.unwrap();
+    views(&fresh.url(), Generation::FIRST).await.unwrap();
+    fresh
+}
+
+#[tokio::test]
+async fn several_migrations_at_once_and_again_end_in_the_same_database() {
+    let fresh = Fresh::new();
+    let all = || async {
+        posts(&fresh.url(), &Passwords::development()).await?;
+        views(&fresh.url(), Generation::FIRST).await
+    };
+    tokio::try_join!(all(), all(), all()).unwrap();
+    all().await.unwrap();
+    assert_eq!(current_generation(&fresh.url()).await.unwrap(), Some(Generation::FIRST));
+    let mut db = fresh.connect().await;
+    let owners = "select string_agg(distinct tableowner, ',') from pg_tables
+        where schemaname in ('public', 'views_1')";
+    assert_eq!(text(&mut db, owners).await, "migrator");
+    fresh.drop().await;
+}
+
+#[tokio::test]
+async fn a_row_written_in_the_generation_is_seen_and_deletable_through_the_thin_view() {
+    let fresh = post_database().await;
+    let mut consumer = PgConnection::connect(&fresh.url_as("cdc_consumer")).await.unwrap();
+    let insert = "insert into views_1.user_view (user_id, name, department, status)
+        values (1, '홍길동', '개발팀', 'ACTIVE'), (2, '장웅', '개발팀', 'INACTIVE')";
+    run(&mut consumer, insert).await;
+    run(&mut consumer, "create temporary table staging (id bigint)").await;
+
+    let mut reader = PgConnection::connect(&fresh.url_as("post_api")).await.unwrap();
+    let stats = "select department || user_count || '/' || active_count from department_stats";
+    assert_eq!(text(&mut reader, stats).await, "개발팀2/1");
+    assert_eq!(text(&mut reader, "select name from user_view where user_id = 1").await, "홍길동");
+
+    let mut operator = fresh.connect().await;
+    run(&mut operator, "delete from user_view where user_id = 1").await;
+    assert_eq!(text(&mut reader, stats).await, "개발팀1/0");
+    fresh.drop().await;
+}
+
+#[tokio::test]
+async fn a_role_can_do_its_own_work_and_no_other() {
+    let fresh = post_database().await;
+    assert!(PgConnection::connect(&fresh.url_as("user_api")).await.is_err());
+    for (role, statement) in [
+        ("post_api", "insert into views_1.user_view (user_id) values (1)"),
+        ("post_api", "select * from views_1.user_view"),
+        ("post_api", "insert into user_view (user_id) values (1)"),
+        ("post_api", "create table mine (id int)"),
+        ("post_api", "update cdc_generation set current = 2"),
+        ("cdc_consumer", "select * from posts"),
+        ("cdc_consumer", "create table views_1.mine (id int)"),
+        ("cdc_consumer", "select * from views_1._sqlx_migrations"),
+        ("debezium", "delete from posts"),
+        ("debezium", "select * from user_view"),
+    ] {
+        let mut db = PgConnection::connect(&fresh.url_as(role)).await.unwrap();
+        let error = attempt(&mut db, statement).await.unwrap_err();
+        let code = error.as_database_error().and_then(|error| error.code().map(String::from));
+        assert_eq!(code.as_deref(), Some("42501"), "{role}: {statement}: {error}");
+    }
+    for (role, statement) in [
+        ("post_api", "insert into posts (title, content, author_id) values ('t', 'c', 1)"),
+        ("post_api", "select * from department_stats, post_view, cdc_generation"),
+        ("cdc_consumer", "select * from cdc_generation"),
+        ("debezium", "select * from posts"),
+        (
+            "debezium",
+            "insert into cdc_heartbeat values (1, now())
+             on conflict (id) do update set beaten_at = excluded.beaten_at",
+        ),
+    ] {
+        let mut db = PgConnection::connect(&fresh.url_as(role)).await.unwrap();
+        attempt(&mut db, statement).await.unwrap_or_else(|e| panic!("{role}: {statement}: {e}"));
+    }
+    fresh.drop().await;
+}
+
+#[tokio::test]
+async fn the_user_database_admits_only_the_user_service_and_debezium() {
+    let fresh = Fresh::new();
+    users(&fresh.url(), &Passwords::development()).await.unwrap();
+    users(&fresh.url(), &Passwords::development()).await.unwrap();
+    // The other service's roles may not exist yet on this server; either way there is no way in.
+    for role in ["post_api", "cdc_consumer"] {
+        assert!(PgConnection::connect(&fresh.url_as(role)).await.is_err(), "{role}");
+    }
+    let mut db = PgConnection::connect(&fresh.url_as("user_api")).await.unwrap();
+    let insert = "insert into users (name, email, department) values ('n', 'e', 'd')";
+    run(&mut db, insert).await;
+    let status = "insert into users (name, email, department, status) values ('n','f','d','GONE')";
+    for (statement, constraint) in [(insert, "users_email_key"), (status, "users_status_check")] {
+        let error = attempt(&mut db, statement).await.unwrap_err();
+        let named = error.as_database_error().and_then(|error| error.constraint());
+        assert_eq!(named, Some(constraint));
+    }
+    let published = "select string_agg(tablename, ',' order by tablename)
+        from pg_publication_tables where pubname = 'user_service'";
+    assert_eq!(text(&mut db, published).await, "cdc_heartbeat,users");
+    fresh.drop().await;
+}
+
+#[tokio::test]
+async fn a_second_generation_stays_invisible_until_it_is_published() {
+    let fresh = post_database().await;
+    let mut db = fresh.connect().await;
+    let name = "select coalesce(max(name), 'empty') from user_view";
+    run(&mut db, "insert into views_1.user_view (user_id, name) values (1, 'old')").await;
+    views(&fresh.url(), generation(2)).await.unwrap();
+    run(&mut db, "insert into views_2.user_view (user_id, name) values (1, 'new')").await;
+    assert_eq!(text(&mut db, name).await, "old");
+    assert_eq!(current_generation(&fresh.url()).await.unwrap(), Some(Generation::FIRST));
+
+    publish(&fresh.url(), generation(2)).await.unwrap();
+    assert_eq!(text(&mut db, name).await, "new");
+    assert_eq!(current_generation(&fresh.url()).await.unwrap(), Some(generation(2)));
+    // Updating the old generation must not take the readers back to it.
+    views(&fresh.url(), Generation::FIRST).await.unwrap();
+    assert_eq!(text(&mut db, name).await, "new");
+
+    let error = publish(&fresh.url(), generation(7)).await.unwrap_err();
+    assert!(matches!(error, MigrateError::NoGeneration { .. }), "{error}");
+    fresh.drop().await;
+}
+
+#[tokio::test]
+async fn changed_columns_replace_the_thin_view_and_dependants_stop_that_whole() {
+    let fresh = post_database().await;
+    let mut db = fresh.connect().await;
+    let columns = "select string_agg(column_name, ',' order by ordinal_position)
+        from information_schema.columns
+        where table_schema = 'public' and table_name = 'post_view'";
+    let before = text(&mut db, columns).await;
+
+    run(&mut db, "alter table views_1.post_view add column extra text").await;
+    views(&fresh.url(), Generation::FIRST).await.unwrap();
+    assert_eq!(text(&mut db, columns).await, format!("{before},extra"));
+
+    // A new generation without the added column: the view must shrink.
+    views(&fresh.url(), generation(2)).await.unwrap();
+    run(&mut db, "create view public.mine as select post_id from public.post_view").await;
+    let error = publish(&fresh.url(), generation(2)).await.unwrap_err();
+    assert!(matches!(&error, MigrateError::Publish { view, .. } if view == "post_view"), "{error}");
+    assert_eq!(current_generation(&fresh.url()).await.unwrap(), Some(Generation::FIRST));
+    run(&mut db, "drop view public.mine").await;
+    publish(&fresh.url(), generation(2)).await.unwrap();
+    assert_eq!(text(&mut db, columns).await, before);
+
+    // A view the generation no longer publishes is withdrawn; others' views stay.
+    run(&mut db, "create view public.mine as select 1 as one").await;
+    run(&mut db, "comment on table views_2.post_view is null").await;
+    views(&fresh.url(), generation(2)).await.unwrap();
+    let left = "select string_agg(relname, ',' order by relname) from pg_class
+        where relnamespace = 'public'::regnamespace and relkind = 'v'";
+    assert_eq!(text(&mut db, left).await, "department_stats,mine,user_view");
+    fresh.drop().await;
+}
+
+#[tokio::test]
+async fn a_url_that_cannot_be_used_says_so_without_the_password() {
+    let passwords = Passwords::development();
+    for (url, message) in [
+        ("mysql//nothing", "the database url could not be read"),
+        ("postgres://u:secret@127.0.0.1:1", "the database url names no database"),
+        ("postgres://u:secret@127.0.0.1:1/d", "could not connect to database \"postgres\""),
+    ] {
+        let error = users(url, &passwords).await.unwrap_err();
+        let shown = service::telemetry::chain(&error).to_string();
+        assert!(shown.contains(message), "{shown}");
+        assert!(!shown.contains("secret"), "{shown}");
+    }
+}

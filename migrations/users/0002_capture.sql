@@ -1,0 +1,12 @@
+-- What Debezium reads. It also writes the heartbeat row: without a change of its own now and then, a slot
+-- of a quiet database would hold back the server's WAL until the disk is full.
+create table cdc_heartbeat (
+    id smallint primary key,
+    beaten_at timestamptz not null
+);
+
+create publication user_service for table users, cdc_heartbeat;
+
+grant usage on schema public to debezium;
+grant select on users to debezium;
+grant select, insert, update on cdc_heartbeat to debezium;
