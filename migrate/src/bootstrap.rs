@@ -173,10 +173,11 @@ async fn set_rights(db: &mut PgConnection, roles: &[Role<'_>]) -> Result<(), sql
     let names = roles.iter().map(|role| role.name).collect::<Vec<_>>().join(", ");
     let statements = format!(
         "revoke all on database {name} from public;
-         revoke create on schema public from public;
+         revoke all on schema public from public;
          grant connect, temporary on database {name} to {names};
          grant create on database {name} to migrator;
-         grant usage, create on schema public to migrator;"
+         grant usage on schema public to {names};
+         grant create on schema public to migrator;"
     );
     execute(db, statements).await
 }

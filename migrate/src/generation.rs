@@ -80,7 +80,6 @@ pub(crate) async fn enter(
              -- At most one row: there is one answer to which generation is current.
              single boolean primary key default true check (single)
          );
-         grant usage on schema public to post_api, cdc_consumer;
          grant select on public.cdc_generation to post_api, cdc_consumer;
          create schema if not exists {schema};
          set search_path to {schema}"

@@ -1,4 +1,5 @@
-//! The migrations, run against a real PostgreSQL on databases of their own.
+//! The migrations, run against a real server on databases of their own.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 use migrate::{
     Generation, MigrateError, Passwords, current_generation, posts, publish, users, views,

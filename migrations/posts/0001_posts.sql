@@ -13,5 +13,4 @@ create table posts (
 
 create index posts_author on posts (author_id, id);
 
-grant usage on schema public to post_api;
 grant select, insert, update, delete on posts to post_api;

@@ -7,6 +7,5 @@ create table cdc_heartbeat (
 
 create publication post_service for table posts, cdc_heartbeat;
 
-grant usage on schema public to debezium;
 grant select on posts to debezium;
 grant select, insert, update on cdc_heartbeat to debezium;

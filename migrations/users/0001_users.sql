@@ -13,5 +13,4 @@ create table users (
     constraint users_status_check check (status in ('ACTIVE', 'INACTIVE', 'SUSPENDED'))
 );
 
-grant usage on schema public to user_api;
 grant select, insert, update, delete on users to user_api;

@@ -7,6 +7,5 @@ create table cdc_heartbeat (
 
 create publication user_service for table users, cdc_heartbeat;
 
-grant usage on schema public to debezium;
 grant select on users to debezium;
 grant select, insert, update on cdc_heartbeat to debezium;
