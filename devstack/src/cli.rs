@@ -30,7 +30,7 @@ pub(crate) struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  ./dev up                                     everything up, URLs printed
+  ./dev demo                                   everything up, four scenarios played, URLs printed
   ./dev test                                   everything that CI runs
   ./dev logs cdc-consumer -f                   follow one log
   ./dev psql posts -c 'select * from user_view'
@@ -46,6 +46,8 @@ run as root), downloads in ~/.cache/cdc-devstack.";
 
 #[derive(Subcommand)]
 pub(crate) enum Verb {
+    /// Bring everything up, play the four scenarios through HTTP, print the URLs
+    Demo,
     /// Fetch, build and start what is missing, and wait until it works; harmless when it runs
     Up {
         #[arg(long, help = "Only PostgreSQL (with migrated databases), Kafka, registry, Connect")]

@@ -13,6 +13,7 @@ use crate::addresses::{
 };
 use crate::configuration;
 use crate::fetch::{Installed, ignore_absent, unpack};
+use crate::proc_table::command_line;
 use crate::process::{Launch, User};
 use crate::registry_database;
 use crate::service::Service;
@@ -69,9 +70,24 @@ async fn postgres(places: &Places) -> Result<Launch, StackError> {
         fs::remove_file(&password).map_err(StackError::file(&password))?;
         fs::rename(&incoming, &data).map_err(StackError::file(&data))?;
     }
+    remove_stale_lock(&data)?;
     let mut args: Vec<OsString> = vec!["-D".into(), data.into()];
     args.extend(configuration::postgres_settings().into_iter().map(OsString::from));
     Ok(run("postgres", args))
+}
+
+/// After a kill the server's own lock file names a process that may linger as a zombie, or whose
+/// id somebody else has by now; the server would refuse to start. It is only asked to start when
+/// no process of ours runs, so a lock whose process does not serve this directory is stale.
+fn remove_stale_lock(data: &Path) -> Result<(), StackError> {
+    let lock = data.join("postmaster.pid");
+    let Ok(text) = fs::read_to_string(&lock) else { return Ok(()) };
+    let pid = text.lines().next().and_then(|line| line.trim().parse().ok());
+    let serves = |pid| command_line(pid).contains(&*data.to_string_lossy());
+    if pid.is_some_and(serves) {
+        return Ok(());
+    }
+    fs::remove_file(&lock).map_err(StackError::file(&lock))
 }
 
 /// `PostgreSQL` refuses to run as root; then it runs as `nobody`, who must be able to reach its

@@ -1,6 +1,7 @@
 //! The command line behind `./dev`.
 
 mod cli;
+mod demo;
 mod test_run;
 mod verbs;
 

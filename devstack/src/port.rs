@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::proc_table::command_line;
+
 /// The process that listens on a port, as far as this user may see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
@@ -41,8 +43,7 @@ fn owner_from_proc(port: u16) -> Option<Owner> {
         let Ok(descriptors) = fs::read_dir(entry.path().join("fd")) else { continue };
         let holds = |path: &Path| fs::read_link(path).is_ok_and(|to| to.as_os_str() == &*wanted);
         if descriptors.flatten().any(|descriptor| holds(&descriptor.path())) {
-            let raw = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            return Some(Owner { pid, command: readable_command(&raw) });
+            return Some(Owner { pid, command: readable_command(&command_line(pid)) });
         }
     }
     None
@@ -66,13 +67,10 @@ fn owner_from_lsof(port: u16) -> Option<Owner> {
         .output()
         .ok()?;
     let pid = String::from_utf8(output.stdout).ok()?.lines().next()?.trim().parse().ok()?;
-    let output =
-        Command::new("ps").args(["-o", "command=", "-p", &format!("{pid}")]).output().ok()?;
-    Some(Owner { pid, command: readable_command(&output.stdout) })
+    Some(Owner { pid, command: readable_command(&command_line(pid)) })
 }
 
-fn readable_command(raw: &[u8]) -> String {
-    let text = String::from_utf8_lossy(raw).replace('\0', " ");
+fn readable_command(text: &str) -> String {
     let text = text.trim();
     match text.char_indices().nth(COMMAND_CHARS_MAX) {
         Some((end, _)) => format!("{} ...", &text[..end]),
@@ -121,8 +119,8 @@ mod tests {
 
     #[test]
     fn a_long_command_is_cut_between_characters() {
-        let command = readable_command("java\0-cp\0".repeat(50).as_bytes());
+        let command = readable_command(&"java -cp ".repeat(50));
         assert!(command.starts_with("java -cp java") && command.ends_with(" ..."), "{command}");
-        assert_eq!(readable_command("감시\0".as_bytes()), "감시");
+        assert_eq!(readable_command("감시 "), "감시");
     }
 }

@@ -21,6 +21,15 @@ pub(crate) fn paused(pid: u32) -> bool {
     ps(pid, "stat=").is_some_and(|state| state.starts_with('T'))
 }
 
+/// Program and arguments with blanks between them; empty for a dead process or a zombie.
+pub(crate) fn command_line(pid: u32) -> String {
+    if cfg!(target_os = "linux") {
+        let raw = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        return String::from_utf8_lossy(&raw).replace('\0', " ");
+    }
+    ps(pid, "command=").unwrap_or_default()
+}
+
 pub(crate) fn children(parent: u32) -> Vec<u32> {
     if cfg!(target_os = "linux") {
         let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };

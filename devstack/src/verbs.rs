@@ -8,12 +8,17 @@ use devstack::addresses::{self, environment};
 use devstack::{Extent, Progress, Service, ServiceStatus, Stack, State};
 
 use crate::cli::{Cli, Database, Verb, print};
-use crate::test_run;
+use crate::{demo, test_run};
 
 pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let stack = Stack::new(&cli.settings)?;
     let progress = Progress::to_terminal();
     match cli.verb {
+        Verb::Demo => {
+            stack.up(Extent::Everything, &progress).await?;
+            demo::play().await?;
+            print(&format!("\n{}", urls(Extent::Everything)));
+        }
         Verb::Up { servers_only } => {
             let extent = if servers_only { Extent::Servers } else { Extent::Everything };
             stack.up(extent, &progress).await?;
