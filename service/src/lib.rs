@@ -1,15 +1,26 @@
 //! What every process of this project shares, and nothing that only one of them uses: logs,
-//! shutdown, health, metrics, and the HTTP layer with its problem documents.
+//! shutdown, health, metrics, and the HTTP layer with its problem documents. The last modules are
+//! what the two HTTP services have in common: reading bodies, pages, versions, and their pool.
 #![warn(missing_docs)]
 
-pub mod extract;
+pub mod telemetry;
+
+pub mod shutdown;
+
 pub mod health;
-pub mod http;
 pub mod metrics;
+
+pub mod http;
 pub mod problem;
 pub mod server;
-pub mod shutdown;
-pub mod telemetry;
+
+pub mod extract;
+pub mod fields;
+pub mod page;
+pub mod precondition;
+pub mod timestamp;
+
+pub mod database;
 
 pub use extract::{Json, Path, Query};
 pub use problem::Problem;

@@ -1,0 +1,112 @@
+//! A service's connection pool, and what its errors mean to a client.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+use crate::Problem;
+
+/// How long a request waits for a connection before it is told to come back.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the readiness probe waits for the database.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// A pool that connects when it is first used, so that a service starts, and says that it is not
+/// ready, while its database is away. Fails only if `url` cannot be read.
+pub fn pool(
+    name: &str,
+    url: &SecretString,
+    connection_count_max: u32,
+) -> Result<PgPool, sqlx::Error> {
+    let options =
+        PgConnectOptions::from_str(url.expose_secret())?.application_name(name).options([
+            // A 2xx promises that the change survives a crash, whatever the server's default is.
+            ("synchronous_commit", "on"),
+            ("statement_timeout", "5s"),
+        ]);
+    Ok(PgPoolOptions::new()
+        .max_connections(connection_count_max)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .connect_lazy_with(options))
+}
+
+/// Why the database cannot be used right now, for the readiness probe; nothing if it answers.
+pub async fn reasons(pool: PgPool) -> Vec<String> {
+    let answer = tokio::time::timeout(PROBE_TIMEOUT, sqlx::query("select 1").execute(&pool)).await;
+    match answer {
+        Ok(Ok(_)) => vec![],
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "readiness probe failed");
+            vec!["database: does not accept queries".to_owned()]
+        }
+        Err(_) => vec![format!("database: no answer within {PROBE_TIMEOUT:?}")],
+    }
+}
+
+/// The answer to a request whose query failed. The database's text goes to the log only.
+pub fn problem(error: sqlx::Error) -> Problem {
+    use sqlx::Error as E;
+    match &error {
+        E::PoolTimedOut | E::PoolClosed | E::Io(_) | E::Tls(_) | E::WorkerCrashed => {
+            unavailable(error)
+        }
+        E::Database(database) => match database.code().as_deref() {
+            Some(code) if is_passing(code) => unavailable(error),
+            // The request held a character that the database cannot store.
+            Some("22021") => Problem::bad_request("a value holds a NUL character").cause(error),
+            Some(_) | None => Problem::internal(error),
+        },
+        _ => Problem::internal(error),
+    }
+}
+
+/// The name of the constraint that a statement violated, if that is why it failed.
+pub fn violated(error: &sqlx::Error) -> Option<&str> {
+    error.as_database_error().and_then(|error| error.constraint())
+}
+
+/// 409: another row has this already.
+pub fn conflict(code: &'static str, title: &'static str, cause: sqlx::Error) -> Problem {
+    Problem::new(StatusCode::CONFLICT, code, title).cause(cause)
+}
+
+fn unavailable(error: sqlx::Error) -> Problem {
+    Problem::unavailable(RETRY_AFTER).detail("the database cannot be used right now").cause(error)
+}
+
+/// Whether the same statement may succeed later: connections lost (class 08), resources short
+/// (53), shutdown, restart or timeout (57), serialization failure and deadlock (40).
+fn is_passing(sqlstate: &str) -> bool {
+    ["08", "40", "53", "57"].iter().any(|class| sqlstate.starts_with(class))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_that_is_away_is_503_and_a_surprise_is_500() {
+        for (error, status) in [
+            (sqlx::Error::PoolTimedOut, 503),
+            (sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into()), 503),
+            (sqlx::Error::RowNotFound, 500),
+        ] {
+            assert_eq!(problem(error).status().as_u16(), status);
+        }
+        assert!(is_passing("57P03") && is_passing("40001") && !is_passing("23505"));
+    }
+
+    #[tokio::test]
+    async fn a_probe_of_a_database_that_is_away_gives_a_reason() {
+        let url = SecretString::from("postgres://u:p@127.0.0.1:1/d");
+        let pool = pool("test", &url, 1).unwrap();
+        assert_eq!(reasons(pool).await, ["database: no answer within 1s"]);
+    }
+}

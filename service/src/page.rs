@@ -1,0 +1,103 @@
+//! Keyset pages: `?after=ID&limit=N`, answered with an array and a `Link: <...>; rel="next"`.
+
+use axum::Json;
+use axum::http::header::LINK;
+use axum::http::{HeaderValue, Uri};
+use axum::response::{IntoResponse, Response};
+use percent_encoding::{CONTROLS, utf8_percent_encode};
+use serde::{Deserialize, Serialize};
+
+use crate::Problem;
+
+/// The query part of a list request.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct PageQuery {
+    after: Option<i64>,
+    limit: Option<i64>,
+}
+
+/// One page: rows in ascending order of their id, all above `after`.
+#[derive(Debug, Clone, Copy)]
+pub struct Page {
+    after: i64,
+    limit: i64,
+}
+
+impl PageQuery {
+    /// Fills in what was not given; a limit outside `1..=limit_max` is a 400.
+    pub fn page(self, limit_default: i64, limit_max: i64) -> Result<Page, Problem> {
+        let limit = self.limit.unwrap_or(limit_default);
+        if !(1..=limit_max).contains(&limit) {
+            return Err(Problem::bad_request(format!("limit must be from 1 to {limit_max}")));
+        }
+        Ok(Page { after: self.after.unwrap_or(i64::MIN), limit })
+    }
+}
+
+impl Page {
+    /// Only rows with a greater id belong to the page.
+    pub fn after(&self) -> i64 {
+        self.after
+    }
+
+    /// How many rows to fetch: one more than the page holds shows whether there is a next one.
+    pub fn fetch_limit(&self) -> i64 {
+        self.limit + 1
+    }
+
+    /// The answer to the request for `uri`, made of the rows fetched.
+    pub fn answer<T: Serialize>(
+        &self,
+        uri: &Uri,
+        mut rows: Vec<T>,
+        id: impl Fn(&T) -> i64,
+    ) -> Response {
+        let full = usize::try_from(self.limit).is_ok_and(|limit| {
+            let more = rows.len() > limit;
+            rows.truncate(limit);
+            more
+        });
+        let next = rows.last().filter(|_| full).map(|row| self.link(uri, id(row)));
+        let mut response = Json(rows).into_response();
+        if let Some(link) = next {
+            response.headers_mut().insert(LINK, link);
+        }
+        response
+    }
+
+    fn link(&self, uri: &Uri, after: i64) -> HeaderValue {
+        // curl sends Korean paths as they are; a header must be ASCII.
+        let path = utf8_percent_encode(uri.path(), CONTROLS);
+        let link = format!("<{path}?after={after}&limit={}>; rel=\"next\"", self.limit);
+        HeaderValue::from_str(&link).expect("a path with everything but ASCII encoded is visible")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(limit: i64, rows: Vec<i64>, link: Option<&str>) {
+        let query = PageQuery { after: None, limit: Some(limit) };
+        let page = query.page(10, 100).unwrap();
+        let uri = Uri::from_static("/by/%EA%B0%9C?after=0");
+        let response = page.answer(&uri, rows, |row| *row);
+        let seen = response.headers().get(LINK).map(|value| value.to_str().unwrap());
+        assert_eq!(seen, link);
+    }
+
+    #[test]
+    fn a_page_links_to_the_next_one_only_if_there_is_one() {
+        check(2, vec![], None);
+        check(2, vec![5, 6], None);
+        check(2, vec![5, 6, 7], Some("</by/%EA%B0%9C?after=6&limit=2>; rel=\"next\""));
+    }
+
+    #[test]
+    fn a_limit_out_of_range_is_refused() {
+        for (limit, accepted) in [(0, false), (-1, false), (1, true), (100, true), (101, false)] {
+            let query = PageQuery { after: Some(1), limit: Some(limit) };
+            assert_eq!(query.page(10, 100).is_ok(), accepted, "{limit}");
+        }
+    }
+}
