@@ -65,8 +65,8 @@ pub async fn fetch_all(places: &Places, progress: &Progress) -> Result<(), Artef
         }
     }
     // Maven's own copies are needed no longer; the cache holds what was verified.
-    let repository = repository(cache);
-    fs::remove_dir_all(&repository).map_err(ArtefactError::file(&repository))
+    let workshop = workshop(cache);
+    fs::remove_dir_all(&workshop).map_err(ArtefactError::file(&workshop))
 }
 
 /// Fetches everything, for all platforms, and gives the text of `artefacts.lock` for it: the
@@ -119,21 +119,23 @@ async fn install(
 async fn deliver(artefact: &Artefact, cache: &Path, step: &Step) -> Result<PathBuf, ArtefactError> {
     let output = cache.join(format!("incoming-{}", artefact.name));
     fs::remove_dir_all(&output).or_else(ignore_absent).map_err(ArtefactError::file(&output))?;
-    fs::create_dir_all(&output).map_err(ArtefactError::file(&output))?;
-    let log = cache.join("maven.log");
+    let repository = repository(cache);
+    for directory in [&output, &repository] {
+        fs::create_dir_all(directory).map_err(ArtefactError::file(directory))?;
+    }
+    let log = workshop(cache).join("maven.log");
     let log_file = File::create(&log).map_err(ArtefactError::file(&log))?;
     let errors = log_file.try_clone().map_err(ArtefactError::file(&log))?;
     let mut maven = Command::new("mvn");
     maven
         .args(maven_arguments(artefact, cache, &output)?)
-        .current_dir(cache)
+        .current_dir(workshop(cache))
         .stdin(Stdio::null())
         .stdout(log_file)
         .stderr(errors)
         .kill_on_drop(true);
     let mut child =
         maven.spawn().map_err(|source| ArtefactError::Program { program: "mvn", source })?;
-    let repository = repository(cache);
     let before_bytes = tree_bytes(&repository);
     let watch = async {
         let mut ticks = tokio::time::interval(Duration::from_millis(400));
@@ -182,7 +184,7 @@ fn maven_arguments(
             arguments.push(format!("{MAVEN_PLUGIN}:unpack"));
         }
         Source::Tree { dependencies, exclude } => {
-            let project = cache.join(format!("{}.pom.xml", artefact.name));
+            let project = workshop(cache).join(format!("{}.pom.xml", artefact.name));
             let text = project_text(artefact.name, dependencies);
             fs::write(&project, text).map_err(ArtefactError::file(&project))?;
             arguments.push(format!("--file={}", project.display()));
@@ -282,9 +284,14 @@ async fn write_manifests(plugin: &Path, places: &Places) -> Result<(), ArtefactE
     Err(ArtefactError::Unpack { archive: plugin.to_path_buf(), stderr })
 }
 
-/// A repository of our own: its growth is the progress, and it can go when all is installed.
+/// What is needed only until everything is installed.
+fn workshop(cache: &Path) -> PathBuf {
+    cache.join("maven")
+}
+
+/// A repository of our own: its growth is the progress, and it can go in the end.
 fn repository(cache: &Path) -> PathBuf {
-    cache.join("m2")
+    workshop(cache).join("repository")
 }
 
 fn tree_bytes(directory: &Path) -> u64 {

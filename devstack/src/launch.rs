@@ -13,6 +13,7 @@ use crate::addresses::{
 };
 use crate::configuration;
 use crate::fetch::{Installed, ignore_absent, unpack};
+use crate::java::{server_options, tool_options, with_path};
 use crate::proc_table::command_line;
 use crate::process::{Launch, User};
 use crate::registry_database;
@@ -144,14 +145,14 @@ async fn kafka(places: &Places) -> Result<Launch, StackError> {
     let data = home.join("data");
     write(&properties, &configuration::kafka_properties(&data))?;
     if !data.join("meta.properties").exists() {
-        let mut format = kafka_java(places, &home, 256)?;
+        let mut format = kafka_java(places, &home, tool_options(places))?;
         let id = configuration::cluster_id(uuid::Uuid::new_v4());
         let tool = ["kafka.tools.StorageTool", "format", "--standalone", "--ignore-formatted"];
         format.args.extend(tool.map(OsString::from));
         format.args.extend(["-t".into(), id.into(), "-c".into(), properties.clone().into()]);
         run_once(format).await?;
     }
-    let mut launch = kafka_java(places, &home, 512)?;
+    let mut launch = kafka_java(places, &home, server_options(places, "kafka", 512))?;
     launch.args.extend(["kafka.Kafka".into(), properties.into()]);
     Ok(launch)
 }
@@ -167,7 +168,7 @@ fn connect(places: &Places) -> Result<Launch, StackError> {
     let plugins = [installed.plugins[0].as_path(), installed.plugins[1].as_path()];
     let properties = home.join("connect.properties");
     write(&properties, &configuration::connect_properties(&plugins, directory))?;
-    let mut launch = kafka_java(places, &home, 512)?;
+    let mut launch = kafka_java(places, &home, server_options(places, "connect", 512))?;
     launch.args.push("org.apache.kafka.connect.cli.ConnectDistributed".into());
     launch.args.push(properties.into());
     Ok(launch)
@@ -178,12 +179,11 @@ pub(crate) fn connect_secrets_file(places: &Places) -> PathBuf {
     places.state.join("secrets/connect.properties")
 }
 
-/// Java with Kafka's class path, a heap limit in MiB and the log settings for a server.
-fn kafka_java(places: &Places, home: &Path, heap_mib: u32) -> Result<Launch, StackError> {
+/// Java with Kafka's class path and the log settings for a server.
+fn kafka_java(places: &Places, home: &Path, mut args: Vec<OsString>) -> Result<Launch, StackError> {
     let log4j = home.join("log4j2.xml");
     write(&log4j, &configuration::log4j("INFO", "SYSTEM_OUT"))?;
-    let mut args = java_options(heap_mib);
-    args.push(option("-Dlog4j2.configurationFile=", &log4j));
+    args.push(with_path("-Dlog4j2.configurationFile=", &log4j));
     // The wildcard is Java's own and must reach it unexpanded.
     args.extend(["-cp".into(), Installed::locate(places)?.kafka.join("*").into()]);
     Ok(Launch {
@@ -199,12 +199,14 @@ async fn registry(places: &Places) -> Result<Launch, StackError> {
     registry_database::ensure().await?;
     let home = places.state.join("registry");
     create_directory(&home, 0o755)?;
-    let mut args = java_options(256);
+    let mut args = server_options(places, "registry", 256);
     args.extend([
         format!("-Dquarkus.http.host={HOST}").into(),
         format!("-Dquarkus.http.port={REGISTRY_PORT}").into(),
         format!("-Dquarkus.management.host={HOST}").into(),
         format!("-Dquarkus.management.port={REGISTRY_MANAGEMENT_PORT}").into(),
+        // Our own questions for its health would fill its log.
+        "-Dquarkus.http.access-log.enabled=false".into(),
         // Its default pool alone would use up PostgreSQL's connections.
         "-Dapicurio.datasource.jdbc.initial-size=1".into(),
         "-Dapicurio.datasource.jdbc.min-size=1".into(),
@@ -245,21 +247,6 @@ fn program(places: &Places, service: Service) -> Result<Launch, StackError> {
     variables.push(("VIEWS_FILE".to_owned(), places.root.join("views.toml").into()));
     let args = if file == "cdc-consumer" { vec!["run".into()] } else { Vec::new() };
     Ok(Launch { program, args, environment: variables, directory: places.root.clone(), user: None })
-}
-
-/// The serial collector: the others keep threads and memory that a machine of two cores needs.
-fn java_options(heap_mib: u32) -> Vec<OsString> {
-    vec![
-        format!("-Xmx{heap_mib}m").into(),
-        "-XX:+UseSerialGC".into(),
-        "-Djava.awt.headless=true".into(),
-    ]
-}
-
-fn option(prefix: &str, path: &Path) -> OsString {
-    let mut option = OsString::from(prefix);
-    option.push(path);
-    option
 }
 
 async fn run_once(launch: Launch) -> Result<(), StackError> {

@@ -20,6 +20,7 @@ mod artefact;
 mod configuration;
 mod fetch;
 mod health;
+mod java;
 mod launch;
 mod port;
 mod proc_table;

@@ -264,7 +264,7 @@ impl Stack {
     }
 
     pub(crate) fn create_directories(&self) -> Result<(), StackError> {
-        for name in ["log", "run"] {
+        for name in ["classes", "log", "run"] {
             let directory = self.places.state.join(name);
             fs::create_dir_all(&directory).map_err(StackError::file(&directory))?;
         }

@@ -3,12 +3,14 @@
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::addresses::{HOST, KAFKA_PORT};
 use crate::artefact::ArtefactError;
 use crate::configuration;
 use crate::fetch::Installed;
+use crate::java::{tool_archive, tool_archive_options, tool_options};
 use crate::settings::Places;
 
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +24,8 @@ pub enum ToolError {
     #[error(transparent)]
     Artefact(#[from] ArtefactError),
 }
+
+const ARCHIVE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How a tool is told where the cluster is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -78,18 +82,43 @@ pub fn kafka_tool(places: &Places, name: &str, args: &[String]) -> Result<Comman
     if !kafka.exists() {
         return Err(ToolError::NotFetched);
     }
-    let log4j = places.cache.join("tools-log4j2.xml");
+    let log4j = places.state.join("tools-log4j2.xml");
     fs::write(&log4j, configuration::log4j("WARN", "SYSTEM_ERR"))
         .map_err(|source| ToolError::File { path: log4j.clone(), source })?;
     let mut command = Command::new(&places.java);
     command
-        .args(["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
+        .args(tool_options(places))
         .arg(format!("-Dlog4j2.configurationFile={}", log4j.display()))
         .arg("-cp")
         .arg(kafka.join("*"))
         .arg(class)
         .args(arguments(cluster, args));
     Ok(command)
+}
+
+/// Runs a tool once against the running broker to keep the classes it loaded: later runs start in
+/// half the time. Nothing depends on it, so a failure is no error.
+pub(crate) async fn archive_classes(places: &Places) {
+    let archive = tool_archive(places);
+    let incoming = archive.with_extension("incoming");
+    let Ok(installed) = Installed::locate(places) else { return };
+    let run = tokio::process::Command::new(&places.java)
+        .args(tool_archive_options(&incoming))
+        .arg("-cp")
+        .arg(installed.kafka.join("*"))
+        .args(["org.apache.kafka.tools.consumer.group.ConsumerGroupCommand", "--list"])
+        .arg("--bootstrap-server")
+        .arg(format!("{HOST}:{KAFKA_PORT}"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .status();
+    let status = tokio::time::timeout(ARCHIVE_DEADLINE, run).await;
+    if status.is_ok_and(|status| status.is_ok_and(|status| status.success())) {
+        // Under its final name it is complete: tools that start meanwhile do without.
+        fs::rename(incoming, archive).ok();
+    }
 }
 
 fn find(name: &str) -> Option<(&'static str, Cluster)> {

@@ -10,11 +10,13 @@ use tokio::time::Instant;
 
 use crate::addresses::environment;
 use crate::fetch::{self, ignore_absent};
+use crate::java::tool_archive;
 use crate::launch::connect_secrets_file;
 use crate::process::tail;
 use crate::progress::Progress;
 use crate::service::Service;
 use crate::stack::{POLL_INTERVAL, Stack, StackError, Started};
+use crate::tools;
 
 /// From nothing, on two cores.
 const BUILD_DEADLINE: Duration = Duration::from_mins(30);
@@ -60,6 +62,9 @@ impl Stack {
         started?;
         built?;
         self.migrate(progress).await?;
+        if !tool_archive(&self.places).exists() {
+            tools::archive_classes(&self.places).await;
+        }
         if extent == Extent::Everything {
             tokio::try_join!(
                 self.register(progress),
@@ -85,14 +90,18 @@ impl Stack {
     /// Deletes all data, logs and settings of the stopped stack; fetched artefacts stay.
     pub fn wipe(&self) -> Result<(), StackError> {
         // By name: the state directory may be one that somebody uses for other things, too.
-        for name in ["postgres", "kafka", "registry", "connect", "secrets", "log", "run"] {
+        for name in ["postgres", "kafka", "registry", "connect", "secrets", "classes", "log", "run"]
+        {
             let directory = self.places.state.join(name);
             fs::remove_dir_all(&directory)
                 .or_else(ignore_absent)
                 .map_err(StackError::file(&directory))?;
         }
-        let link = self.places.state.join("java");
-        fs::remove_file(&link).or_else(ignore_absent).map_err(StackError::file(&link))
+        for name in ["java", "tools-log4j2.xml"] {
+            let file = self.places.state.join(name);
+            fs::remove_file(&file).or_else(ignore_absent).map_err(StackError::file(&file))?;
+        }
+        Ok(())
     }
 
     /// Registers the connectors and waits until they and their tasks run.
