@@ -132,9 +132,10 @@ topic_partitions() { # sets partitions
 }
 
 # BytesDeserializer keeps one message on one line; UTF-8 text becomes readable again where perl is.
+# The option's new name is unknown to Kafka before 4.2, so its remark on the old one is dropped.
 readable() {
   if command -v perl >/dev/null 2>&1; then
-    perl -ne 'BEGIN { $| = 1 } s/((?:\\x[89A-F][0-9A-F])+)/my $t = pack("H*", $1 =~ s{\\x}{}gr); utf8::decode(my $u = $t) ? $t : $1/ge; print'
+    perl -ne 'BEGIN { $| = 1 } next if /^Option --property is deprecated/; s/((?:\\x[89A-F][0-9A-F])+)/my $t = pack("H*", $1 =~ s{\\x}{}gr); utf8::decode(my $u = $t) ? $t : $1/ge; print'
   else
     cat
   fi
@@ -147,7 +148,7 @@ consume() { # ARGUMENT...
     --property print.timestamp=true --property print.partition=true \
     --property print.offset=true --property print.key=true \
     --property "key.deserializer=$bytes" --property "value.deserializer=$bytes" "$@" \
-    2> >(grep -vE 'TimeoutException|Error processing message|^[[:space:]]+at |deprecated' >&2) | readable
+    2> >(grep -vE 'TimeoutException|Error processing message|^[[:space:]]+at |^WARNING: |rebalance protocol|^$' >&2) | readable
 }
 
 show() {
