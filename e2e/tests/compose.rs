@@ -1,0 +1,322 @@
+//! `docker-compose.yml` describes the system that devstack runs. No container engine is needed to
+//! find out where the two have drifted apart: the file is read and compared with devstack's constants.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use devstack::addresses;
+use serde_json::Value;
+
+#[test]
+fn images_have_the_versions_of_the_local_stack() {
+    let compose = Compose::read();
+    let check = |service: &str, repository: &str, local: &str| {
+        let image = compose.text(service, "image");
+        let tag = image.strip_prefix(&format!("{repository}:"));
+        // A tag may be shorter (`18`, `3.6`): those are the series the publisher keeps patched.
+        let same = tag.is_some_and(|tag| local == tag || local.starts_with(&format!("{tag}.")));
+        assert!(same, "{service} runs {image}, the local stack {local}");
+    };
+    check("postgres", "postgres", addresses::POSTGRES_VERSION);
+    check("kafka", "apache/kafka", addresses::KAFKA_VERSION);
+    check("registry", "quay.io/apicurio/apicurio-registry", addresses::REGISTRY_VERSION);
+    check("connect", "quay.io/debezium/connect", addresses::DEBEZIUM_VERSION);
+}
+
+#[test]
+fn services_are_published_on_the_ports_of_the_local_stack_and_on_loopback_only() {
+    let compose = Compose::read();
+    let published: BTreeMap<String, Vec<String>> = compose
+        .services()
+        .map(|(name, service)| (name.clone(), strings(&service["ports"])))
+        .filter(|(_, ports)| !ports.is_empty())
+        .collect();
+    let port = |host: u16, container: u16| vec![format!("127.0.0.1:{host}:{container}")];
+    let expected = [
+        ("postgres", port(addresses::POSTGRES_PORT, 5432)),
+        ("kafka", port(addresses::KAFKA_PORT, 9092)),
+        ("registry", port(addresses::REGISTRY_PORT, 8080)),
+        ("connect", port(addresses::CONNECT_PORT, 8083)),
+        ("user-api", port(addresses::USER_API_PORT, 8081)),
+        ("post-api", port(addresses::POST_API_PORT, 8082)),
+        ("post-service-kafka", port(addresses::CONSUMER_PORT, 8084)),
+        // Only here; the ports of the original example.
+        ("kafka-ui", port(8080, 8080)),
+        ("ksqldb-server", port(8088, 8088)),
+    ];
+    assert_eq!(published, expected.map(|(name, ports)| (name.to_owned(), ports)).into());
+}
+
+#[test]
+fn example_settings_are_what_dev_env_prints_and_compose_knows_each() {
+    let example = env_example();
+    let printed: BTreeMap<String, String> = addresses::environment()
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
+    assert_eq!(example.set, printed);
+
+    let compose = Compose::read();
+    let known: BTreeSet<String> =
+        compose.services().flat_map(|(_, service)| environment(service).into_keys()).collect();
+    let missing: Vec<&String> =
+        example.names.iter().filter(|name| !known.contains(*name)).collect();
+    assert!(missing.is_empty(), "settings of .env.example that no service has: {missing:?}");
+}
+
+#[test]
+fn programs_use_the_databases_the_group_and_the_roles_of_the_local_stack() {
+    let compose = Compose::read();
+    // What differs inside the network is the host; everything else must be the same address.
+    let check = |service: &str, setting: &str| {
+        let inside = compose.environment(service)[setting].clone();
+        let local = &env_example().set[setting];
+        assert_eq!(
+            with_default_passwords(&inside).replace("@postgres:5432/", "@127.0.0.1:5432/"),
+            *local,
+            "{service} {setting}"
+        );
+    };
+    check("user-api", "USER_DATABASE_URL");
+    check("post-api", "POST_DATABASE_URL");
+    check("post-service-kafka", "CONSUMER_DATABASE_URL");
+    check("migrate", "USER_DATABASE_ADMIN_URL");
+    check("migrate", "POST_DATABASE_ADMIN_URL");
+    let consumer = compose.environment("post-service-kafka");
+    assert_eq!(consumer["CONSUMER_GROUP"], addresses::CONSUMER_GROUP);
+    assert_eq!(consumer["SCHEMA_REGISTRY_URL"], "http://registry:8080/apis/ccompat/v7");
+    let registry = compose.environment("registry");
+    assert!(
+        registry["APICURIO_DATASOURCE_URL"]
+            .ends_with(&format!("/{}", addresses::REGISTRY_DATABASE))
+    );
+}
+
+#[test]
+fn broker_and_connect_have_the_settings_of_the_local_stack() {
+    let compose = Compose::read();
+    let local = local_properties();
+    // Where a container listens, keeps its data and finds its neighbours is its own business.
+    let own =
+        ["LISTENER", "VOTERS", "LOG_DIRS", "HEAP", "CLUSTER_ID", "BOOTSTRAP", "ALLOWED_PATHS"];
+    let converters = "ENABLE_APICURIO_CONVERTERS";
+    for service in ["kafka", "connect"] {
+        for (variable, value) in compose.environment(service) {
+            if variable == converters || own.iter().any(|part| variable.contains(part)) {
+                continue;
+            }
+            let property = match variable.as_str() {
+                "SHUTDOWN_TIMEOUT" => "task.shutdown.graceful.timeout.ms".to_owned(),
+                _ => variable
+                    .trim_start_matches("KAFKA_")
+                    .trim_start_matches("CONNECT_")
+                    .to_lowercase()
+                    .replace('_', "."),
+            };
+            assert_eq!(local.get(&property), Some(&value), "{service} {variable} ({property})");
+        }
+    }
+    assert_eq!(compose.environment("connect")[converters], "true");
+}
+
+#[test]
+fn disks_stay_bounded_when_a_reader_stays_away() {
+    let compose = Compose::read();
+    let postgres = strings(&compose.service("postgres")["command"]);
+    let wal_kept = format!("max_slot_wal_keep_size={}", addresses::MAX_SLOT_WAL_KEEP_SIZE);
+    assert!(postgres.contains(&"wal_level=logical".to_owned()), "{postgres:?}");
+    assert!(postgres.contains(&wal_kept), "{postgres:?}");
+    let kafka = compose.environment("kafka");
+    for setting in ["KAFKA_LOG_RETENTION_BYTES", "KAFKA_LOG_SEGMENT_BYTES"] {
+        assert!(kafka[setting].parse::<u64>().is_ok(), "{setting} is not a size");
+    }
+    for name in addresses::CONNECTORS {
+        assert_eq!(connector(name)["topic.creation.default.cleanup.policy"], "compact", "{name}");
+    }
+}
+
+#[test]
+fn connectors_feed_the_topics_of_the_local_stack_from_its_databases() {
+    let files: BTreeSet<String> = fs::read_dir(root().join("connectors"))
+        .expect("connectors/ can be read")
+        .map(|entry| entry.expect("an entry can be read").file_name())
+        .filter_map(|name| Some(name.to_str()?.strip_suffix(".json")?.to_owned()))
+        .collect();
+    assert_eq!(files, addresses::CONNECTORS.map(str::to_owned).into());
+
+    let topics = addresses::CONNECTORS.map(|name| {
+        connector(name)["transforms.route.replacement"].as_str().expect("a text").to_owned()
+    });
+    assert_eq!(topics, addresses::TOPICS.map(str::to_owned));
+    let databases = addresses::CONNECTORS.map(|name| connector(name)["database.dbname"].clone());
+    assert_eq!(databases, [addresses::USER_DATABASE, addresses::POST_DATABASE]);
+}
+
+#[test]
+fn the_secrets_file_holds_every_key_that_connectors_refer_to() {
+    let compose = Compose::read();
+    let content = compose.file["configs"]["connect-secrets"]["content"].as_str().expect("a text");
+    let keys: BTreeSet<&str> =
+        content.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
+    let mut referred = BTreeSet::new();
+    for name in addresses::CONNECTORS {
+        let settings = fs::read_to_string(connector_path(name)).expect("the connector can be read");
+        for reference in settings.split("${file:@SECRETS_FILE@:").skip(1) {
+            referred.insert(reference.split_once('}').expect("a closed reference").0.to_owned());
+        }
+    }
+    assert_eq!(keys, referred.iter().map(String::as_str).collect());
+    let step = compose.environment("register-connectors");
+    let target = compose.service("connect")["configs"][0]["target"].as_str().expect("a path");
+    assert_eq!(step["CONNECT_SECRETS_FILE"], target);
+}
+
+#[test]
+fn every_service_is_limited_watched_and_pinned() {
+    let compose = Compose::read();
+    let steps = ["migrate", "register-connectors", "shell"];
+    for (name, service) in compose.services() {
+        assert!(service["mem_limit"].is_string(), "{name} has no memory limit");
+        assert!(service["logging"]["options"]["max-size"].is_string(), "{name} logs without end");
+        let image = compose.text(name, "image");
+        assert!(
+            image.contains(':') && !image.ends_with(":latest"),
+            "{name}: {image} is not pinned"
+        );
+        if !steps.contains(&name.as_str()) {
+            assert!(service["healthcheck"]["test"].is_array(), "{name} has no health check");
+            assert_eq!(service["restart"], "unless-stopped", "{name}");
+        }
+        for other in service["depends_on"].as_object().into_iter().flatten() {
+            assert!(compose.has(other.0), "{name} depends on an unknown service {}", other.0);
+        }
+    }
+    let dockerfile = fs::read_to_string(root().join("Dockerfile")).expect("Dockerfile can be read");
+    assert!(dockerfile.lines().any(|line| line == "USER cdc"), "the image runs as root");
+}
+
+#[test]
+fn names_the_original_example_used_still_work() {
+    let compose = Compose::read();
+    assert!(compose.has("post-service-kafka"), "docker-compose logs -f post-service-kafka");
+    for name in ["kafka", "postgres"] {
+        assert_eq!(compose.text(name, "container_name"), name, "docker exec -it {name}");
+    }
+    let tools = strings(&compose.service("kafka")["volumes"]);
+    for tool in ["kafka-topics", "kafka-consumer-groups", "kafka-console-consumer"] {
+        let mount = format!("./scripts/kafka-tool.sh:/usr/local/bin/{tool}:ro");
+        assert!(tools.contains(&mount), "docker exec -it kafka {tool}");
+    }
+}
+
+/// The parsed compose file.
+struct Compose {
+    file: Value,
+}
+
+impl Compose {
+    fn read() -> Self {
+        let text = fs::read_to_string(root().join("docker-compose.yml"))
+            .expect("docker-compose.yml can be read");
+        Self { file: serde_saphyr::from_str(&text).expect("docker-compose.yml is YAML") }
+    }
+
+    fn services(&self) -> impl Iterator<Item = (&String, &Value)> {
+        self.file["services"].as_object().expect("services is a map").iter()
+    }
+
+    fn has(&self, service: &str) -> bool {
+        self.file["services"].get(service).is_some()
+    }
+
+    fn service(&self, name: &str) -> &Value {
+        assert!(self.has(name), "there is no service {name}");
+        &self.file["services"][name]
+    }
+
+    fn text(&self, service: &str, field: &str) -> &str {
+        let value = &self.service(service)[field];
+        value.as_str().unwrap_or_else(|| panic!("{service} {field} is {value}, not a text"))
+    }
+
+    fn environment(&self, service: &str) -> BTreeMap<String, String> {
+        environment(self.service(service))
+    }
+}
+
+fn environment(service: &Value) -> BTreeMap<String, String> {
+    let values = service["environment"].as_object().into_iter().flatten();
+    values
+        .map(|(name, value)| {
+            let text = value.as_str().unwrap_or_else(|| panic!("{name} is {value}: quote it"));
+            (name.clone(), text.to_owned())
+        })
+        .collect()
+}
+
+/// The fixed `name=value` lines of the configuration files that devstack writes. They are read from
+/// its source because nothing but this test needs them outside the crate.
+fn local_properties() -> BTreeMap<String, String> {
+    let lines = include_str!("../../devstack/src/configuration.rs").lines();
+    let settings = lines.filter_map(|line| {
+        let (name, value) = line.rsplit_once('"').map_or(line, |(_, tail)| tail).split_once('=')?;
+        let plain = name.chars().all(|c| c.is_ascii_lowercase() || c == '.');
+        plain.then(|| (name.to_owned(), value.to_owned()))
+    });
+    settings.collect()
+}
+
+/// `.env.example`: what it sets, and every name in it including those commented out.
+struct EnvExample {
+    set: BTreeMap<String, String>,
+    names: BTreeSet<String>,
+}
+
+fn env_example() -> EnvExample {
+    let text = fs::read_to_string(root().join(".env.example")).expect(".env.example can be read");
+    let mut example = EnvExample { set: BTreeMap::new(), names: BTreeSet::new() };
+    for line in text.lines() {
+        let (active, setting) =
+            line.strip_prefix('#').map_or((true, line), |rest| (false, rest.trim_start()));
+        let Some((name, value)) = setting.split_once('=') else { continue };
+        if !name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_') {
+            continue;
+        }
+        example.names.insert(name.to_owned());
+        if active {
+            example.set.insert(name.to_owned(), value.to_owned());
+        }
+    }
+    example
+}
+
+/// `${NAME:-default}` as compose reads it when nothing is set.
+fn with_default_passwords(text: &str) -> String {
+    let mut parts = text.split("${");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (variable, rest) = part.split_once('}').expect("a closed variable");
+        plain.push_str(variable.split_once(":-").expect("a default").1);
+        plain.push_str(rest);
+    }
+    plain
+}
+
+fn strings(list: &Value) -> Vec<String> {
+    let items = list.as_array().into_iter().flatten();
+    items.map(|item| item.as_str().expect("a text").to_owned()).collect()
+}
+
+fn connector(name: &str) -> Value {
+    let text = fs::read_to_string(connector_path(name)).expect("the connector can be read");
+    serde_json::from_str(&text).expect("the connector is JSON")
+}
+
+fn connector_path(name: &str) -> PathBuf {
+    root().join("connectors").join(format!("{name}.json"))
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate has a parent directory")
+}
