@@ -1,1 +1,48 @@
-//! cdc-consumer
+//! Keeps PostgreSQL tables equal to the source tables whose changes Debezium writes to Kafka.
+//!
+//! A record becomes a row in six steps, one type each; ARCHITECTURE.md walks through them.
+//! Modules in reading order: what is declared, what arrives, what becomes of it, how it takes effect,
+//! and who decides.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
+pub mod config;
+pub mod view;
+
+pub mod avro;
+pub mod convert;
+pub mod decimal;
+pub mod envelope;
+pub mod kind;
+pub mod plan;
+pub mod schema;
+pub mod temporal;
+pub mod wire;
+
+pub mod batch;
+pub mod decode;
+pub mod offsets;
+pub mod rows;
+
+pub mod apply;
+pub mod catalog;
+pub mod database;
+pub mod fence;
+pub mod quarantine;
+pub mod sql;
+pub mod writer;
+
+mod assignment;
+pub mod pipeline;
+pub mod recovery;
+pub mod registry;
+mod schema_wait;
+mod session;
+pub mod source;
+
+pub mod admin;
+pub mod board;
+pub mod metrics;
+
+pub mod cli;
+pub mod offsets_command;
+pub mod status;

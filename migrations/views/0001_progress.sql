@@ -9,12 +9,22 @@ create table cdc_offset (
     -- Number of the current owner: every acquisition adds one, and a batch commits only under its own.
     epoch bigint not null default 0,
     owner text not null default '',
-    -- Which life of the source database the partition is in, and the highest source position seen in it.
-    source_epoch integer not null default 0,
-    source_lsn bigint not null default 0,
+    -- Highest next offset ever reached: below it a record is a repetition, however often it is read.
+    seen_offset bigint not null default 0,
+    -- The lives of the source database: first offset of each source epoch, and the highest LSN of the newest.
+    source_epochs jsonb not null default '{}',
+    source_lsn_max bigint not null default 0,
     updated_at timestamptz not null default now(),
     primary key (topic, partition)
 ) with (fillfactor = 50); -- updated once per batch: room on the page keeps those updates HOT
+
+-- Below this source position a view takes no more changes: set by a TRUNCATE at the source, which also
+-- removed the rows below it. An older change that arrives later, from another partition, is stale.
+create table cdc_floor (
+    view_name text primary key,
+    source_epoch integer not null,
+    source_lsn bigint not null
+);
 
 -- Records kept aside in the transaction of their batch: `refused` could not be applied itself,
 -- `parked` waits behind an older record of the same key.

@@ -1,0 +1,154 @@
+//! Partitions come and go: what a session does when the group is rebalanced, and when it ends.
+
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{CommitMode, Consumer};
+
+use crate::fence::{self, Wanted};
+use crate::metrics;
+use crate::offsets::{Partition, Progress};
+use crate::pipeline::SessionError;
+use crate::session::{Owned, Session, WriterLink};
+use crate::source::{self, BrokerOffsets};
+
+/// How long batches under way may take when partitions must be given up or the process ends.
+const SETTLE_MAX: Duration = Duration::from_secs(10);
+
+impl Session {
+    /// Takes over partitions: asks the database where each continues, then reads from there.
+    pub(crate) fn assign(&mut self, partitions: &[Partition]) -> Result<(), SessionError> {
+        let mut starts = Vec::with_capacity(partitions.len());
+        for partition in partitions {
+            let progress = self.acquire(partition)?;
+            self.board.assigned(partition, progress.next_offset);
+            starts.push((partition.clone(), progress.next_offset));
+            // Our marker beside the offset: a reset by an operator was seen and is done.
+            self.uncommitted.insert(partition.clone(), progress.next_offset);
+            // Partitions of one number share a writer, so its slot in derived views is its own.
+            let writer = partition.number.unsigned_abs() as usize % self.writers.len().max(1);
+            self.owned.insert(partition.clone(), Owned { progress, writer });
+        }
+        source::assign(&self.consumer, &starts)?;
+        if !partitions.is_empty() {
+            tracing::info!(kafka.partitions = listed(partitions), "partitions assigned");
+        }
+        self.board.readiness.clear("session");
+        Ok(())
+    }
+
+    fn acquire(&mut self, partition: &Partition) -> Result<Progress, SessionError> {
+        let broker = source::broker_offsets(&self.consumer, partition)?;
+        let wanted = Wanted {
+            partition: partition.clone(),
+            log_start: broker.log_start,
+            requested: broker.requested,
+        };
+        let progress = self.stored_progress(&wanted)?;
+        if let Some(requested) = broker.requested.filter(|offset| *offset == progress.next_offset) {
+            metrics::operator_reset();
+            tracing::warn!(
+                kafka.partition = %partition,
+                kafka.offset = requested,
+                "an operator moved the group's offset, continuing there"
+            );
+        }
+        check_bounds(partition, progress.next_offset, broker)?;
+        Ok(progress)
+    }
+
+    fn stored_progress(&mut self, wanted: &Wanted) -> Result<Progress, SessionError> {
+        let Self { control, database, generation, owner, runtime, .. } = self;
+        runtime.block_on(async {
+            let connection = match control {
+                Some(connection) => connection,
+                None => control.insert(database.connect_to(*generation).await?),
+            };
+            Ok::<_, SessionError>(fence::acquire(connection, wanted, owner).await?)
+        })
+    }
+
+    /// Gives partitions up, after what was read from them is applied: the next owner need not repeat it.
+    pub(crate) fn revoke(&mut self, partitions: &[Partition]) -> Result<(), SessionError> {
+        self.settle()?;
+        self.commit(CommitMode::Async);
+        source::unassign(&self.consumer, partitions)?;
+        for partition in partitions {
+            self.owned.remove(partition);
+            self.board.revoked(partition);
+        }
+        let Self { held, owned, .. } = self;
+        held.retain(|message| {
+            let record = source::record(message);
+            let partition = Partition { topic: record.topic.to_owned(), number: record.partition };
+            owned.contains_key(&partition)
+        });
+        if !partitions.is_empty() {
+            tracing::info!(kafka.partitions = listed(partitions), "partitions given up");
+        }
+        Ok(())
+    }
+
+    /// Hands over every batch being built and waits until all are applied.
+    fn settle(&mut self) -> Result<(), SessionError> {
+        let deadline = Instant::now() + SETTLE_MAX;
+        loop {
+            self.writers.iter_mut().for_each(WriterLink::hand_over);
+            let idle = |writer: &WriterLink| writer.under_way == 0 && writer.building.is_empty();
+            if self.writers.iter().all(idle) {
+                return Ok(());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.reports.recv_timeout(left) {
+                Ok((writer, report)) => self.on_report(writer, report)?,
+                Err(RecvTimeoutError::Timeout) => return Err(SessionError::WriterStuck),
+                Err(RecvTimeoutError::Disconnected) => return Err(SessionError::WriterDied),
+            }
+        }
+    }
+
+    /// Ends the session. In order: batches under way finish, the broker is told, the group is left.
+    /// Otherwise nothing is waited for; what did not commit is read again.
+    pub(crate) fn leave(mut self, in_order: bool) {
+        if in_order {
+            if let Err(error) = self.settle() {
+                tracing::warn!(error = %service::telemetry::chain(&error), "left with unfinished batches");
+            }
+            if !self.uncommitted.is_empty() {
+                self.commit(CommitMode::Sync);
+            }
+        }
+        for writer in &mut self.writers {
+            writer.batches = None;
+            if !in_order {
+                writer.task.abort();
+            }
+        }
+        self.consumer.context().close();
+        for partition in self.partitions() {
+            self.board.revoked(&partition);
+        }
+        // Dropping the session drops the consumer, and that leaves the group.
+    }
+}
+
+/// An offset outside the broker's log means records are missing or the log is another one.
+fn check_bounds(
+    partition: &Partition,
+    next_offset: i64,
+    broker: BrokerOffsets,
+) -> Result<(), SessionError> {
+    let partition = partition.clone();
+    let BrokerOffsets { log_start, log_end, .. } = broker;
+    if next_offset < log_start {
+        return Err(SessionError::Gone { partition, next_offset, log_start });
+    }
+    if next_offset > log_end {
+        return Err(SessionError::Ahead { partition, next_offset, log_end });
+    }
+    Ok(())
+}
+
+fn listed(partitions: &[Partition]) -> String {
+    partitions.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}

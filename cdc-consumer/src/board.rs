@@ -1,0 +1,211 @@
+//! What the process knows of itself, for the status page, the metrics and readiness.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rdkafka::error::KafkaError;
+use serde::Serialize;
+use service::health::Readiness;
+
+use crate::apply::{Applied, Outcome};
+use crate::metrics;
+use crate::offsets::Partition;
+
+/// Shared state of one consumer process. Cheap to clone.
+#[derive(Clone)]
+pub struct Board {
+    views: Arc<[String]>,
+    state: Arc<Mutex<State>>,
+    pub readiness: Readiness,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    generation: Option<i32>,
+    partitions: BTreeMap<(String, i32), PartitionState>,
+    totals: Vec<Outcome>,
+    broker_trouble: bool,
+    missing_topics: String,
+}
+
+#[derive(Debug, Clone, Default)]
+struct PartitionState {
+    next_offset: i64,
+    high_offset: Option<i64>,
+    applied_at: Option<SystemTime>,
+}
+
+/// One owned partition as shown to people and scripts.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PartitionStatus {
+    pub topic: String,
+    pub partition: i32,
+    pub next_offset: i64,
+    /// Records not applied yet, as far as the broker told.
+    pub lag: Option<i64>,
+    pub applied_seconds_ago: Option<f64>,
+}
+
+/// Counts of one view since the process started.
+#[derive(Debug, Clone, Serialize)]
+pub struct ViewStatus {
+    pub view: String,
+    #[serde(flatten)]
+    pub records: Outcome,
+}
+
+/// The whole status page.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    pub ready: bool,
+    pub reasons: Vec<String>,
+    pub generation: Option<i32>,
+    pub partitions: Vec<PartitionStatus>,
+    pub views: Vec<ViewStatus>,
+}
+
+impl Board {
+    pub fn new(views: impl IntoIterator<Item = String>, readiness: Readiness) -> Self {
+        let views: Arc<[String]> = views.into_iter().collect();
+        let totals = vec![Outcome::default(); views.len()];
+        let state = State { totals, ..State::default() };
+        Self { views, state: Arc::new(Mutex::new(state)), readiness }
+    }
+
+    /// A session begins: it owns nothing yet.
+    pub fn begin(&self, generation: i32) {
+        let mut state = self.state();
+        state.generation = Some(generation);
+        state.partitions.clear();
+    }
+
+    /// A partition is ours from this offset on.
+    pub fn assigned(&self, partition: &Partition, next_offset: i64) {
+        let key = (partition.topic.clone(), partition.number);
+        let new = PartitionState { next_offset, ..PartitionState::default() };
+        let mut state = self.state();
+        state.partitions.insert(key, new);
+        if state.missing_topics.contains(&partition.topic) {
+            state.missing_topics.clear();
+            self.readiness.clear("topic");
+        }
+    }
+
+    /// A partition is no longer ours.
+    pub fn revoked(&self, partition: &Partition) {
+        self.state().partitions.remove(&(partition.topic.clone(), partition.number));
+        metrics::lag(partition, 0);
+    }
+
+    /// The broker told where a log ends.
+    pub fn high_offset(&self, topic: &str, number: i32, high_offset: i64) {
+        let mut state = self.state();
+        let Some(partition) = state.partitions.get_mut(&(topic.to_owned(), number)) else { return };
+        partition.high_offset = Some(high_offset);
+        let lag = (high_offset - partition.next_offset).max(0);
+        metrics::lag(&Partition { topic: topic.to_owned(), number }, lag);
+        if std::mem::take(&mut state.broker_trouble) {
+            tracing::info!("the broker answers again");
+            self.readiness.clear("kafka");
+        }
+    }
+
+    /// librdkafka reported trouble with the cluster, which it deals with itself. Logged once per outage.
+    pub fn broker_trouble(&self, error: &KafkaError, reason: &str) {
+        let mut state = self.state();
+        if !std::mem::replace(&mut state.broker_trouble, true) {
+            tracing::warn!(error = %error, reason, "trouble with the Kafka cluster, trying on");
+        }
+        self.readiness.block("kafka", reason);
+    }
+
+    /// A subscribed topic does not exist: the connector makes it with the first change. Logged once.
+    pub fn waiting_for_topic(&self, topics: &HashSet<&str>) {
+        let mut state = self.state();
+        let assigned: HashSet<&str> =
+            state.partitions.keys().map(|(topic, _)| topic.as_str()).collect();
+        let missing: Vec<&str> = topics.difference(&assigned).copied().collect();
+        let reason = format!("waiting for topic {} to exist", missing.join(", "));
+        if !missing.is_empty() && state.missing_topics != reason {
+            tracing::info!(
+                topics = missing.join(", "),
+                "a declared topic does not exist yet, waiting"
+            );
+            state.missing_topics.clone_from(&reason);
+            drop(state);
+            self.readiness.block("topic", reason);
+        }
+    }
+
+    /// A batch is in the database.
+    pub fn applied(&self, applied: &Applied) {
+        let now = SystemTime::now();
+        let mut state = self.state();
+        for claim in &applied.claims {
+            let key = (claim.partition.topic.clone(), claim.partition.number);
+            if let Some(partition) = state.partitions.get_mut(&key) {
+                partition.next_offset = claim.interval.next;
+                partition.applied_at = Some(now);
+            }
+        }
+        for ((total, outcome), view) in
+            state.totals.iter_mut().zip(&applied.outcomes).zip(self.views.iter())
+        {
+            total.add(outcome);
+            metrics::outcome(view, outcome);
+        }
+        drop(state);
+        let now_micros = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+        for (view, source_time_micros) in &applied.source_times {
+            let (Some(view), Ok(then)) =
+                (self.views.get(*view), u128::try_from(*source_time_micros))
+            else {
+                continue;
+            };
+            let age = u64::try_from(now_micros.saturating_sub(then)).unwrap_or(u64::MAX);
+            metrics::freshness(view, Duration::from_micros(age));
+        }
+    }
+
+    /// Everything at once.
+    pub fn status(&self) -> Status {
+        let reasons = self.readiness.reasons();
+        let state = self.state();
+        let partitions =
+            state.partitions.iter().map(|((topic, number), partition)| PartitionStatus {
+                topic: topic.clone(),
+                partition: *number,
+                next_offset: partition.next_offset,
+                lag: partition.high_offset.map(|high| (high - partition.next_offset).max(0)),
+                applied_seconds_ago: partition
+                    .applied_at
+                    .and_then(|at| at.elapsed().ok())
+                    .map(|elapsed| elapsed.as_secs_f64()),
+            });
+        let views = self.views.iter().zip(&state.totals);
+        Status {
+            ready: reasons.is_empty(),
+            reasons,
+            generation: state.generation,
+            partitions: partitions.collect(),
+            views: views
+                .map(|(view, records)| ViewStatus { view: view.clone(), records: *records })
+                .collect(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Outcome {
+    fn add(&mut self, other: &Self) {
+        self.applied += other.applied;
+        self.folded += other.folded;
+        self.stale += other.stale;
+        self.ignored += other.ignored;
+        self.quarantined += other.quarantined;
+    }
+}

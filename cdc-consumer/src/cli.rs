@@ -1,0 +1,135 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{DatabaseSettings, KafkaSettings, LogSettings, RunSettings};
+
+/// Keeps PostgreSQL tables equal to the source tables whose changes Debezium writes to Kafka.
+///
+/// Which topic keeps which table is declared in a views file. Offsets live in the database, beside the
+/// rows, and move in the same transaction: every change takes effect exactly once, whatever is killed,
+/// restarted or replayed.
+///
+/// Every setting is a flag or an environment variable.
+#[derive(Debug, Parser)]
+#[command(name = "cdc-consumer", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+
+    #[command(flatten)]
+    pub log: LogSettings,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Apply changes until stopped (SIGTERM or Ctrl-C)
+    ///
+    /// Start several to share the partitions. Exits with 0 after a stop, with 1 when it meets something
+    /// that waiting cannot mend; the last log line says what and what to do.
+    Run(Box<RunSettings>),
+
+    /// Show where every partition stands: stored offset, end of the log, lag, owner, dead letters
+    ///
+    /// Asks the database and the broker; needs no running consumer.
+    Status(StatusSettings),
+
+    /// Show or move the stored offsets
+    #[command(subcommand)]
+    Offsets(OffsetsCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum OffsetsCommand {
+    /// Show the stored offsets
+    Show(StatusSettings),
+
+    /// Move stored offsets: a replay, or a jump over records. Without --execute only shows what would be
+    ///
+    /// A running consumer notices through the fence and continues at the new offset; nothing has to be
+    /// stopped. A replay moves no row backward: older changes than the view shows count as stale.
+    Reset(ResetSettings),
+}
+
+/// Where to look, and how to print.
+#[derive(Debug, Clone, Args)]
+pub struct StatusSettings {
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+
+    #[command(flatten)]
+    pub kafka: KafkaSettings,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Which offsets to move, and where to.
+#[derive(Debug, Clone, Args)]
+pub struct ResetSettings {
+    /// Topic whose offsets to move
+    #[arg(long)]
+    pub topic: String,
+
+    /// Only this partition
+    #[arg(long)]
+    pub partition: Option<i32>,
+
+    /// earliest, latest, or an offset
+    #[arg(long, default_value = "earliest")]
+    pub to: ResetTo,
+
+    /// Do it; without this flag nothing is changed
+    #[arg(long)]
+    pub execute: bool,
+
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+
+    #[command(flatten)]
+    pub kafka: KafkaSettings,
+}
+
+/// The place offsets are moved to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResetTo {
+    Earliest,
+    Latest,
+    Offset(i64),
+}
+
+impl std::str::FromStr for ResetTo {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "earliest" => Ok(Self::Earliest),
+            "latest" => Ok(Self::Latest),
+            number => match number.parse() {
+                Ok(offset) if offset >= 0 => Ok(Self::Offset(offset)),
+                _ => Err("expected earliest, latest or an offset from 0".to_owned()),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_reset_is_a_dry_run_to_earliest_unless_told_otherwise() {
+        let cli = Cli::parse_from(["cdc-consumer", "offsets", "reset", "--topic", "user-events"]);
+        let Command::Offsets(OffsetsCommand::Reset(reset)) = cli.command else { panic!("a reset") };
+        assert_eq!(reset.to, ResetTo::Earliest);
+        assert!(!reset.execute);
+    }
+}

@@ -1,0 +1,167 @@
+//! Settings: one documented struct per concern, read from flags or the environment. No other module knows
+//! the environment exists.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::Args;
+use secrecy::SecretString;
+use service::telemetry::LogFormat;
+
+/// How to reach Kafka, and as whom.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Kafka")]
+pub struct KafkaSettings {
+    /// Brokers to begin with, as host:port, comma separated
+    #[arg(long, env = "KAFKA_BROKERS", default_value = "127.0.0.1:9092")]
+    pub kafka_brokers: String,
+
+    /// Consumer group. Members of one group share the partitions; a second group reads everything again
+    #[arg(long, env = "CONSUMER_GROUP", default_value = "post-service-streams")]
+    pub consumer_group: String,
+
+    /// Name of this member that survives a restart (static membership): its partitions wait for it
+    /// instead of moving. Must differ between members. Without it a stopped member's partitions move
+    #[arg(long, env = "CONSUMER_INSTANCE")]
+    pub consumer_instance: Option<String>,
+
+    /// plaintext, ssl, sasl_plaintext or sasl_ssl
+    #[arg(long, env = "KAFKA_SECURITY_PROTOCOL", default_value = "plaintext")]
+    pub kafka_security_protocol: String,
+
+    /// PEM file of the authorities to trust; without it, the system's
+    #[arg(long, env = "KAFKA_SSL_CA")]
+    pub kafka_ssl_ca: Option<PathBuf>,
+
+    /// PEM file of our certificate, for brokers that ask for one
+    #[arg(long, env = "KAFKA_SSL_CERTIFICATE")]
+    pub kafka_ssl_certificate: Option<PathBuf>,
+
+    /// PEM file of our private key
+    #[arg(long, env = "KAFKA_SSL_KEY")]
+    pub kafka_ssl_key: Option<PathBuf>,
+
+    /// Password of the private key
+    #[arg(long, env = "KAFKA_SSL_KEY_PASSWORD", hide_env_values = true)]
+    pub kafka_ssl_key_password: Option<SecretString>,
+
+    /// PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512
+    #[arg(long, env = "KAFKA_SASL_MECHANISM")]
+    pub kafka_sasl_mechanism: Option<String>,
+
+    /// User for SASL
+    #[arg(long, env = "KAFKA_SASL_USERNAME")]
+    pub kafka_sasl_username: Option<String>,
+
+    /// Password for SASL
+    #[arg(long, env = "KAFKA_SASL_PASSWORD", hide_env_values = true)]
+    pub kafka_sasl_password: Option<SecretString>,
+}
+
+/// How to reach the schema registry.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Schema registry")]
+pub struct RegistrySettings {
+    /// Address of the Confluent-compatible API; several, comma separated, are tried in order
+    #[arg(
+        long,
+        env = "SCHEMA_REGISTRY_URL",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:8085/apis/ccompat/v7"
+    )]
+    pub schema_registry_url: Vec<String>,
+
+    /// User for basic authentication
+    #[arg(long, env = "SCHEMA_REGISTRY_USERNAME")]
+    pub schema_registry_username: Option<String>,
+
+    /// Password for basic authentication
+    #[arg(long, env = "SCHEMA_REGISTRY_PASSWORD", hide_env_values = true)]
+    pub schema_registry_password: Option<SecretString>,
+}
+
+/// The view database.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Database")]
+pub struct DatabaseSettings {
+    /// URL of the view database; TLS by its parameters (sslmode, sslrootcert, sslcert, sslkey)
+    #[arg(
+        long,
+        env = "CONSUMER_DATABASE_URL",
+        hide_env_values = true,
+        default_value = "postgres://cdc_consumer:cdc_consumer@127.0.0.1:5432/materialized_view_db",
+        hide_default_value = true
+    )]
+    pub consumer_database_url: SecretString,
+}
+
+/// Which views to keep.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Views")]
+pub struct ViewSettings {
+    /// File that declares the views
+    #[arg(long, env = "VIEWS_FILE", default_value = "views.toml")]
+    pub views_file: PathBuf,
+}
+
+/// Limits. The defaults suit a small machine; nothing is unbounded.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitSettings {
+    /// Connections that write, each with its own partitions and transactions
+    #[arg(long, env = "CONSUMER_WRITERS", default_value = "2")]
+    pub writers: NonZeroUsize,
+
+    /// A batch is closed at this many records
+    #[arg(long, env = "CONSUMER_BATCH_RECORDS_MAX", default_value = "4000")]
+    pub batch_records_max: NonZeroUsize,
+
+    /// A batch is closed at about this many bytes
+    #[arg(long, env = "CONSUMER_BATCH_BYTES_MAX", default_value = "2000000")]
+    pub batch_bytes_max: NonZeroUsize,
+
+    /// Records fetched ahead, in KiB
+    #[arg(long, env = "CONSUMER_PREFETCH_KIB", default_value = "8192")]
+    pub prefetch_kib: NonZeroUsize,
+
+    /// Open dead letters above which the consumer stops: a flood is a wrong setting, not bad data
+    #[arg(long, env = "CONSUMER_DEAD_LETTERS_MAX", default_value = "1000")]
+    pub dead_letters_max: u32,
+}
+
+/// Logs of the process.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Logs")]
+pub struct LogSettings {
+    /// Which log lines to write, for example info,cdc_consumer=debug
+    #[arg(long, env = "LOG_FILTER", default_value = "info", global = true)]
+    pub log_filter: String,
+
+    /// text or json
+    #[arg(long, env = "LOG_FORMAT", default_value_t = LogFormat::Text, global = true)]
+    pub log_format: LogFormat,
+}
+
+/// Settings of `run`.
+#[derive(Debug, Clone, Args)]
+pub struct RunSettings {
+    /// Address of the admin page, metrics and health
+    #[arg(long, env = "CONSUMER_LISTEN", default_value = "127.0.0.1:8084")]
+    pub consumer_listen: SocketAddr,
+
+    #[command(flatten)]
+    pub views: ViewSettings,
+
+    #[command(flatten)]
+    pub kafka: KafkaSettings,
+
+    #[command(flatten)]
+    pub registry: RegistrySettings,
+
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+
+    #[command(flatten)]
+    pub limits: LimitSettings,
+}

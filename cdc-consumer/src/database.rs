@@ -1,0 +1,81 @@
+//! Connections to the view database.
+
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, PgConnection};
+
+/// The current generation: the number in the name of its schema.
+pub type Generation = i32;
+
+/// A server gives up on a client that stopped in the middle of a transaction, so that its row locks do
+/// not outlive it: the next owner of a partition waits for them.
+const IDLE_IN_TRANSACTION_MAX: Duration = Duration::from_secs(10);
+
+/// Where the views are and how to reach them.
+#[derive(Debug, Clone)]
+pub struct Database {
+    options: PgConnectOptions,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    #[error("the database URL is not valid")]
+    Url(#[source] sqlx::Error),
+    #[error("could not connect to the database at {0}")]
+    Connect(String, #[source] sqlx::Error),
+    #[error("could not read the current generation; run `migrate views` first")]
+    Generation(#[source] sqlx::Error),
+}
+
+impl Database {
+    /// TLS settings (`sslmode`, `sslrootcert`, ...) are parameters of the URL.
+    pub fn new(url: &SecretString) -> Result<Self, DatabaseError> {
+        let options: PgConnectOptions = url.expose_secret().parse().map_err(DatabaseError::Url)?;
+        let idle = IDLE_IN_TRANSACTION_MAX.as_millis().to_string();
+        let options = options.application_name("cdc-consumer").options([
+            ("idle_in_transaction_session_timeout", idle.as_str()),
+            ("tcp_user_timeout", idle.as_str()),
+            // Compiling a plan costs more than any of our statements runs.
+            ("jit", "off"),
+            // The arrays differ in length, not in shape: planning them again each time buys nothing.
+            ("plan_cache_mode", "force_generic_plan"),
+        ]);
+        Ok(Self { options })
+    }
+
+    /// Host and port, for messages.
+    pub fn address(&self) -> String {
+        format!("{}:{}", self.options.get_host(), self.options.get_port())
+    }
+
+    /// A connection that finds unqualified names in `public`.
+    pub async fn connect(&self) -> Result<PgConnection, DatabaseError> {
+        let connected = PgConnection::connect_with(&self.options).await;
+        connected.map_err(|error| DatabaseError::Connect(self.address(), error))
+    }
+
+    /// A connection that finds unqualified names in a generation.
+    pub async fn connect_to(&self, generation: Generation) -> Result<PgConnection, DatabaseError> {
+        let search_path = format!("{},public", schema_of(generation));
+        let options = self.options.clone().options([("search_path", search_path.as_str())]);
+        let connected = PgConnection::connect_with(&options).await;
+        connected.map_err(|error| DatabaseError::Connect(self.address(), error))
+    }
+
+    /// Asks which generation is current.
+    pub async fn current_generation(&self) -> Result<Generation, DatabaseError> {
+        let mut connection = self.connect().await?;
+        sqlx::query_scalar("select current from public.cdc_generation")
+            .fetch_one(&mut connection)
+            .await
+            .map_err(DatabaseError::Generation)
+    }
+}
+
+/// The schema of a generation.
+pub fn schema_of(generation: Generation) -> String {
+    format!("views_{generation}")
+}

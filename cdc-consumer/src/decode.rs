@@ -1,0 +1,286 @@
+//! From a record's bytes to a change in a batch.
+//!
+//! Holds the compiled plans. Asks for a schema it does not have instead of fetching it: this module does
+//! no I/O and never waits.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::batch::{Action, Batch, Entry, Refused};
+use crate::catalog::Table;
+use crate::envelope::{EnvelopeError, Operation};
+use crate::offsets::{Partition, Progress};
+use crate::plan::{FieldError, PlanError, RowPlan, ValuePlan};
+use crate::rows::RowId;
+use crate::schema::Node;
+use crate::view::ViewSpec;
+use crate::wire::{self, WireError};
+
+/// A view with its table.
+#[derive(Debug)]
+pub struct View {
+    pub spec: ViewSpec,
+    pub table: Table,
+}
+
+/// One Kafka record as received. Borrows librdkafka's buffer.
+#[derive(Debug, Clone, Copy)]
+pub struct Record<'a> {
+    pub topic: &'a str,
+    pub partition: i32,
+    pub offset: i64,
+    pub key: Option<&'a [u8]>,
+    pub value: Option<&'a [u8]>,
+    /// Names of the record's headers, for explaining a missing wire prefix.
+    pub schema_in_headers: bool,
+}
+
+/// How far a record got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decoded {
+    /// It is in the batch: as a change, as ignored, or as refused.
+    Taken,
+    /// The registry must be asked first; nothing was changed.
+    NeedsSchema(u32),
+}
+
+/// Why the consumer cannot go on with a topic at all.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    #[error("topic {topic}, schema {schema_id}, table {table}: the schema does not fit the view")]
+    Plan {
+        topic: String,
+        schema_id: u32,
+        table: String,
+        #[source]
+        source: PlanError,
+    },
+    #[error(
+        "a change in topic {topic} has no record key: the source table has no primary key; \
+         add one, or set message.key.columns in the connector"
+    )]
+    NoKey { topic: String },
+    #[error("a record arrived from topic {0}, which no view declares")]
+    UnknownTopic(String),
+}
+
+/// Why one record cannot become a change.
+#[derive(Debug, thiserror::Error)]
+enum RecordError {
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error("the envelope could not be read")]
+    Envelope(#[from] EnvelopeError),
+    #[error(transparent)]
+    Field(#[from] FieldError),
+    #[error("an insert or update carries no row in 'after'")]
+    NoRow,
+}
+
+/// Decodes records of all declared topics.
+#[derive(Debug)]
+pub struct Decoder {
+    views: Arc<Vec<View>>,
+    schemas: HashMap<u32, Arc<Node>>,
+    keys: HashMap<(usize, u32), RowPlan>,
+    values: HashMap<(usize, u32), ValuePlan>,
+}
+
+impl Decoder {
+    pub fn new(views: Arc<Vec<View>>) -> Self {
+        Self { views, schemas: HashMap::new(), keys: HashMap::new(), values: HashMap::new() }
+    }
+
+    /// Gives the schema that [`Decoded::NeedsSchema`] asked for.
+    pub fn learn(&mut self, schema_id: u32, schema: Arc<Node>) {
+        self.schemas.insert(schema_id, schema);
+    }
+
+    /// Decodes one record into `batch` and advances its partition, or says which schema it needs.
+    pub fn decode(
+        &mut self,
+        record: &Record<'_>,
+        partition: &Partition,
+        progress: &mut Progress,
+        batch: &mut Batch,
+    ) -> Result<Decoded, DecodeError> {
+        let found = self.views.iter().position(|view| view.spec.topic == record.topic);
+        let view = found.ok_or_else(|| DecodeError::UnknownTopic(record.topic.to_owned()))?;
+        let Some(value) = record.value else {
+            // A tombstone: it exists for log compaction, the delete before it did the work.
+            batch.claim(partition, progress, record.offset);
+            ignore(batch, view);
+            return Ok(Decoded::Taken);
+        };
+        let prefixed = match wire::split(value, record.schema_in_headers) {
+            Ok(prefixed) => prefixed,
+            Err(error) => {
+                batch.claim(partition, progress, record.offset);
+                self.refuse(record, view, partition, None, &error.into(), batch);
+                return Ok(Decoded::Taken);
+            }
+        };
+        if let Some(needed) = self.prepare(view, record, prefixed.schema_id)? {
+            return Ok(Decoded::NeedsSchema(needed));
+        }
+        let outcome = self.take(record, view, prefixed, partition, progress, batch)?;
+        if let Err(error) = outcome {
+            self.refuse(record, view, partition, Some(prefixed.schema_id), &error, batch);
+        }
+        Ok(Decoded::Taken)
+    }
+
+    /// Compiles the plans a record needs, or names the schema that is missing.
+    fn prepare(
+        &mut self,
+        view: usize,
+        record: &Record<'_>,
+        value_schema: u32,
+    ) -> Result<Option<u32>, DecodeError> {
+        let Some(View { spec, table }) = self.views.get(view) else { return Ok(None) };
+        let plan_error = |schema_id, source| DecodeError::Plan {
+            topic: spec.topic.clone(),
+            schema_id,
+            table: table.name.clone(),
+            source,
+        };
+        if !self.values.contains_key(&(view, value_schema)) {
+            let Some(schema) = self.schemas.get(&value_schema) else {
+                return Ok(Some(value_schema));
+            };
+            let plan = ValuePlan::compile(schema, spec, table)
+                .map_err(|source| plan_error(value_schema, source))?;
+            if !plan.ignored_fields.is_empty() {
+                tracing::info!(
+                    kafka.topic = spec.topic,
+                    schema.id = value_schema,
+                    table = table.name,
+                    fields = plan.ignored_fields.join(", "),
+                    "source fields without a column are ignored"
+                );
+            }
+            self.values.insert((view, value_schema), plan);
+        }
+        let Some(Ok(key)) = record.key.map(|key| wire::split(key, false)) else { return Ok(None) };
+        if !self.keys.contains_key(&(view, key.schema_id)) {
+            let Some(schema) = self.schemas.get(&key.schema_id) else {
+                return Ok(Some(key.schema_id));
+            };
+            let plan = RowPlan::compile_key(schema, spec, table)
+                .map_err(|source| plan_error(key.schema_id, source))?;
+            self.keys.insert((view, key.schema_id), plan);
+        }
+        Ok(None)
+    }
+
+    /// The record as a change. The outer error stops the topic, the inner one is this record's own.
+    fn take(
+        &self,
+        record: &Record<'_>,
+        view: usize,
+        value: wire::Prefixed<'_>,
+        partition: &Partition,
+        progress: &mut Progress,
+        batch: &mut Batch,
+    ) -> Result<Result<(), RecordError>, DecodeError> {
+        let Some(plan) = self.values.get(&(view, value.schema_id)) else { return Ok(Ok(())) };
+        let envelope = match plan.envelope.read(value.body) {
+            Ok(envelope) => envelope,
+            Err(error) => {
+                batch.claim(partition, progress, record.offset);
+                return Ok(Err(error.into()));
+            }
+        };
+        let position = progress.place(record.offset, envelope.lsn, envelope.origin);
+        let claim = batch.claim(partition, progress, record.offset);
+        let Some(view_batch) = batch.views.get_mut(view) else { return Ok(Ok(())) };
+        let action = match envelope.operation {
+            Operation::Create | Operation::Update | Operation::Read => Action::Upsert,
+            Operation::Delete => Action::Delete,
+            Operation::Message => {
+                view_batch.counts.ignored += 1;
+                return Ok(Ok(()));
+            }
+            Operation::Truncate => {
+                view_batch.truncated_at = view_batch.truncated_at.max(Some(position));
+                return Ok(Ok(()));
+            }
+        };
+        let Some(key) = record.key else {
+            return Err(DecodeError::NoKey { topic: record.topic.to_owned() });
+        };
+        let entry = Entry {
+            action,
+            row: RowId::default(),
+            position,
+            claim,
+            offset: record.offset,
+            source_time_micros: envelope.source_time_micros,
+        };
+        Ok(wire::split(key, false).map_err(RecordError::from).and_then(|key| {
+            let key_plan = self.keys.get(&(view, key.schema_id));
+            let folded = view_batch.add(entry, |row| {
+                if let Some(key_plan) = key_plan {
+                    key_plan.write(key.body, row)?;
+                }
+                match (action, envelope.after) {
+                    (Action::Upsert, Some(after)) => Ok(plan.row.write(after, row)?),
+                    (Action::Upsert, None) => Err(RecordError::NoRow),
+                    (Action::Delete, _) => Ok(()),
+                }
+            });
+            folded.map(|_| ())
+        }))
+    }
+
+    /// Keeps a record aside, under its key if that can be read.
+    fn refuse(
+        &self,
+        record: &Record<'_>,
+        view: usize,
+        partition: &Partition,
+        schema_id: Option<u32>,
+        error: &RecordError,
+        batch: &mut Batch,
+    ) {
+        batch.refuse(Refused {
+            view,
+            partition: partition.clone(),
+            offset: record.offset,
+            key_text: record.key.and_then(|key| self.key_text(view, key)),
+            record_key: record.key.map(<[u8]>::to_vec),
+            record_value: record.value.map(<[u8]>::to_vec),
+            schema_id,
+            error: service::telemetry::chain(error).to_string(),
+        });
+    }
+
+    fn key_text(&self, view: usize, key: &[u8]) -> Option<String> {
+        let key = wire::split(key, false).ok()?;
+        let plan = self.keys.get(&(view, key.schema_id))?;
+        let table = &self.views.get(view)?.table;
+        let mut alone = Batch::new([(table.key_columns().len(), table.width())]);
+        let view = alone.views.first_mut()?;
+        let entry = Entry {
+            action: Action::Delete,
+            row: RowId::default(),
+            position: crate::offsets::SourcePosition::default(),
+            claim: 0,
+            offset: 0,
+            source_time_micros: 0,
+        };
+        view.add(entry, |row| plan.write(key.body, row)).ok()?;
+        view.entries().first().map(|entry| view.key_text(entry))
+    }
+}
+
+fn ignore(batch: &mut Batch, view: usize) {
+    if let Some(view) = batch.views.get_mut(view) {
+        view.counts.ignored += 1;
+    }
+}
+
+/// The topics a consumer of these views reads.
+pub fn topics(views: &[View]) -> HashSet<&str> {
+    views.iter().map(|view| view.spec.topic.as_str()).collect()
+}

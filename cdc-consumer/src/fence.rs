@@ -1,0 +1,158 @@
+//! Progress in the database: acquiring partitions, and moving their offsets inside a batch.
+
+use std::collections::BTreeMap;
+
+use sqlx::{PgConnection, Row};
+
+use crate::batch::Claim;
+use crate::database::Generation;
+use crate::offsets::{Lineage, Partition, Progress};
+use crate::sql;
+
+/// Why progress could not be read or moved.
+#[derive(Debug, thiserror::Error)]
+pub enum FenceError {
+    #[error("could not acquire {partition}")]
+    Acquire {
+        partition: Partition,
+        #[source]
+        source: sqlx::Error,
+    },
+    #[error("could not move the offsets of the batch")]
+    Move(#[source] sqlx::Error),
+    #[error("could not read the stored offsets")]
+    Read(#[source] sqlx::Error),
+    #[error("the stored lives of the source of {0} are damaged")]
+    Lineage(Partition),
+}
+
+/// A partition to acquire.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    pub partition: Partition,
+    /// Where to begin when nothing is stored: the first record the broker has.
+    pub log_start: i64,
+    /// An operator moved the group's offset with Kafka's own tool: begin there instead.
+    pub requested: Option<i64>,
+}
+
+/// Makes us the owner of a partition: a new epoch, and the stored progress.
+///
+/// Waits for the transaction of a previous owner, since both change the same row. From here on that
+/// owner's batches fail the fence.
+pub async fn acquire(
+    connection: &mut PgConnection,
+    wanted: &Wanted,
+    owner: &str,
+) -> Result<Progress, FenceError> {
+    let partition = &wanted.partition;
+    let failed = |source| FenceError::Acquire { partition: partition.clone(), source };
+    let row = sqlx::query(ACQUIRE)
+        .bind(&partition.topic)
+        .bind(partition.number)
+        .bind(wanted.log_start)
+        .bind(owner)
+        .bind(wanted.requested)
+        .fetch_one(connection)
+        .await
+        .map_err(failed)?;
+    let starts: BTreeMap<i64, i32> =
+        serde_json::from_str(&row.try_get::<String, _>("source_epochs").map_err(failed)?)
+            .map_err(|_| FenceError::Lineage(partition.clone()))?;
+    Ok(Progress {
+        next_offset: row.try_get("next_offset").map_err(failed)?,
+        epoch: row.try_get("epoch").map_err(failed)?,
+        seen_offset: row.try_get("seen_offset").map_err(failed)?,
+        lineage: Lineage { starts, lsn_max: row.try_get("source_lsn_max").map_err(failed)? },
+    })
+}
+
+/// Nothing stored means the beginning, whatever the group's offset says: it may be another program's.
+/// A partition that was added to a known topic begins in the newest life of the source: with an older
+/// epoch its changes would look stale to rows that moved there.
+const ACQUIRE: &str = "
+    insert into cdc_offset as o
+        (topic, partition, next_offset, epoch, owner, source_epochs)
+    select $1, $2, $3, 1, $4,
+        coalesce(
+            (
+                select jsonb_build_object('0', max(e.value::int))
+                from cdc_offset known
+                cross join lateral jsonb_each_text(known.source_epochs) e
+                where known.topic = $1
+                having max(e.value::int) > 0
+            ),
+            '{}')
+    on conflict (topic, partition) do update set
+        epoch = o.epoch + 1,
+        owner = excluded.owner,
+        next_offset = coalesce($5, o.next_offset),
+        updated_at = now()
+    returning next_offset, epoch, seen_offset, source_lsn_max, source_epochs::text";
+
+/// Moves every claim of a batch, inside its transaction. `false`: the fence held us back.
+pub async fn pass(
+    connection: &mut PgConnection,
+    claims: &[Claim],
+    generation: Generation,
+) -> Result<bool, FenceError> {
+    let epochs_of = |claim: &Claim| {
+        let starts = claim.lineage.starts.iter().map(|(offset, epoch)| (offset.to_string(), epoch));
+        serde_json::json!(starts.collect::<BTreeMap<_, _>>()).to_string()
+    };
+    let slot = claims.iter().map(|claim| claim.partition.number).min().unwrap_or(-1);
+    let moved = sqlx::query(sql::FENCE)
+        .bind(claims.iter().map(|claim| claim.partition.topic.as_str()).collect::<Vec<_>>())
+        .bind(claims.iter().map(|claim| claim.partition.number).collect::<Vec<_>>())
+        .bind(claims.iter().map(|claim| claim.interval.first).collect::<Vec<_>>())
+        .bind(claims.iter().map(|claim| claim.interval.next).collect::<Vec<_>>())
+        .bind(claims.iter().map(|claim| claim.epoch).collect::<Vec<_>>())
+        .bind(claims.iter().map(|claim| claim.seen_offset).collect::<Vec<_>>())
+        .bind(claims.iter().map(|claim| claim.lineage.lsn_max).collect::<Vec<_>>())
+        .bind(claims.iter().map(epochs_of).collect::<Vec<_>>())
+        .bind(slot.to_string())
+        .bind(generation)
+        .execute(connection)
+        .await
+        .map_err(FenceError::Move)?;
+    Ok(moved.rows_affected() == claims.len() as u64)
+}
+
+/// After a commit that was sent but not answered: whether it took effect. The stored offsets say so,
+/// since they moved with the rows or not at all.
+pub async fn settled(connection: &mut PgConnection, claims: &[Claim]) -> Result<bool, FenceError> {
+    let count: i64 = sqlx::query_scalar(sql::SETTLED)
+        .bind(claims.iter().map(|claim| claim.partition.topic.as_str()).collect::<Vec<_>>())
+        .bind(claims.iter().map(|claim| claim.partition.number).collect::<Vec<_>>())
+        .bind(claims.iter().map(|claim| claim.interval.next).collect::<Vec<_>>())
+        .bind(claims.iter().map(|claim| claim.epoch).collect::<Vec<_>>())
+        .fetch_one(connection)
+        .await
+        .map_err(FenceError::Read)?;
+    Ok(usize::try_from(count) == Ok(claims.len()))
+}
+
+/// Stored progress of one partition, for people.
+#[derive(Debug, Clone, serde::Serialize, sqlx::FromRow)]
+pub struct StoredOffset {
+    pub topic: String,
+    pub partition: i32,
+    pub next_offset: i64,
+    pub epoch: i64,
+    pub owner: String,
+    /// Seconds since the partition last moved or changed hands.
+    pub idle_seconds: f64,
+}
+
+/// All stored offsets of the connection's generation.
+pub async fn stored(connection: &mut PgConnection) -> Result<Vec<StoredOffset>, FenceError> {
+    sqlx::query_as(
+        "select topic, partition, next_offset, epoch, owner,
+             extract(epoch from now() - updated_at)::float8 as idle_seconds
+         from cdc_offset
+         order by topic, partition",
+    )
+    .fetch_all(connection)
+    .await
+    .map_err(FenceError::Read)
+}

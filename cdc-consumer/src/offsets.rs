@@ -1,0 +1,170 @@
+//! Offsets of one partition: intervals of records, and the lives of the source. Pure.
+
+use std::collections::BTreeMap;
+
+/// A topic's partition.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Partition {
+    pub topic: String,
+    pub number: i32,
+}
+
+/// A [`Partition`] to look up without owning its topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PartitionRef<'a> {
+    pub topic: &'a str,
+    pub number: i32,
+}
+
+impl hashbrown::Equivalent<Partition> for PartitionRef<'_> {
+    fn equivalent(&self, partition: &Partition) -> bool {
+        self.number == partition.number && self.topic == partition.topic
+    }
+}
+
+impl std::fmt::Display for Partition {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}-{}", self.topic, self.number)
+    }
+}
+
+/// The first offset after a record: the one place that knows a next offset is an offset plus one.
+pub fn next_after(offset: i64) -> i64 {
+    offset + 1
+}
+
+/// The records `first..next` of a partition. `first` is where the previous interval ended, not the first
+/// record met: compaction and control records leave holes, and a hole belongs to the interval after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interval {
+    pub first: i64,
+    pub next: i64,
+}
+
+/// Where a change stands in its source: the life of the source database, then the LSN within it.
+/// Comparable only between changes of one key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct SourcePosition {
+    pub epoch: i32,
+    pub lsn: i64,
+}
+
+/// What a partition's owner knows of it. Read from the database on acquisition, then advanced record by
+/// record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// First record not yet handed to a batch.
+    pub next_offset: i64,
+    /// The fence: batches commit only while the stored epoch is this one.
+    pub epoch: i64,
+    /// Highest next offset this partition ever reached. Below it a record is a repetition.
+    pub seen_offset: i64,
+    pub lineage: Lineage,
+}
+
+/// The lives of the source database a partition has seen: from which offset on, which source epoch.
+///
+/// A source that is restored from a backup or replaced starts again at lower LSNs. Without epochs every
+/// later change would look stale. The sign of a new life is a snapshot read below the highest LSN seen,
+/// in a record never seen before; a repetition of old records keeps the epoch it had.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Lineage {
+    /// First offset of each epoch; a record belongs to the last entry at or below its offset.
+    pub starts: BTreeMap<i64, i32>,
+    /// Highest LSN seen in the newest epoch.
+    pub lsn_max: i64,
+}
+
+impl Lineage {
+    /// The epoch a record at `offset` belongs to.
+    pub fn epoch_at(&self, offset: i64) -> i32 {
+        self.starts.range(..=offset).next_back().map_or(0, |(_, &epoch)| epoch)
+    }
+
+    /// The newest epoch.
+    pub fn newest(&self) -> i32 {
+        self.starts.values().next_back().copied().unwrap_or(0)
+    }
+}
+
+/// How a change was read at the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// From the log.
+    Streaming,
+    /// By an initial or repeated snapshot of the whole table.
+    Snapshot,
+    /// By an incremental snapshot, between log records.
+    IncrementalSnapshot,
+}
+
+impl Progress {
+    /// Places a change and advances the lineage. Returns its position for the row guard.
+    pub fn place(&mut self, offset: i64, lsn: i64, origin: Origin) -> SourcePosition {
+        let repeated = offset < self.seen_offset;
+        if repeated {
+            return SourcePosition { epoch: self.lineage.epoch_at(offset), lsn };
+        }
+        if origin == Origin::Snapshot && lsn < self.lineage.lsn_max {
+            self.lineage.starts.insert(offset, self.lineage.newest() + 1);
+            self.lineage.lsn_max = lsn;
+        }
+        self.lineage.lsn_max = self.lineage.lsn_max.max(lsn);
+        SourcePosition { epoch: self.lineage.newest(), lsn }
+    }
+
+    /// Counts the record at `offset` as handed to a batch.
+    pub fn advance(&mut self, offset: i64) {
+        self.next_offset = next_after(offset);
+        self.seen_offset = self.seen_offset.max(self.next_offset);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress() -> Progress {
+        Progress { next_offset: 0, epoch: 1, seen_offset: 0, lineage: Lineage::default() }
+    }
+
+    fn take(progress: &mut Progress, offset: i64, lsn: i64, origin: Origin) -> SourcePosition {
+        let position = progress.place(offset, lsn, origin);
+        progress.advance(offset);
+        position
+    }
+
+    #[test]
+    fn a_snapshot_below_the_highest_lsn_begins_a_new_epoch() {
+        let mut progress = progress();
+        let epoch = |position: SourcePosition| position.epoch;
+        assert_eq!(epoch(take(&mut progress, 0, 100, Origin::Snapshot)), 0);
+        assert_eq!(epoch(take(&mut progress, 1, 900, Origin::Streaming)), 0);
+        assert_eq!(epoch(take(&mut progress, 2, 50, Origin::Snapshot)), 1);
+        assert_eq!(epoch(take(&mut progress, 3, 50, Origin::Snapshot)), 1);
+        assert_eq!(epoch(take(&mut progress, 4, 60, Origin::Streaming)), 1);
+    }
+
+    #[test]
+    fn repeated_records_keep_the_epoch_they_had() {
+        let mut progress = progress();
+        take(&mut progress, 0, 100, Origin::Snapshot);
+        take(&mut progress, 1, 900, Origin::Streaming);
+        take(&mut progress, 2, 50, Origin::Snapshot);
+        progress.next_offset = 0; // an operator asked for a replay
+        let epochs: Vec<_> = [(0, 100), (1, 900), (2, 50)]
+            .into_iter()
+            .map(|(offset, lsn)| take(&mut progress, offset, lsn, Origin::Snapshot).epoch)
+            .collect();
+        assert_eq!(epochs, [0, 0, 1]);
+        assert_eq!(progress.lineage.newest(), 1);
+    }
+
+    #[test]
+    fn old_changes_emitted_again_by_the_connector_begin_no_epoch() {
+        let mut progress = progress();
+        take(&mut progress, 0, 900, Origin::Streaming);
+        assert_eq!(take(&mut progress, 1, 100, Origin::Streaming).epoch, 0);
+        assert_eq!(take(&mut progress, 2, 100, Origin::IncrementalSnapshot).epoch, 0);
+    }
+}

@@ -1,0 +1,201 @@
+//! From settings to sessions: reads the declaration, begins a session, and decides what follows its end.
+//!
+//! A *session* ([`crate::session`]) is one membership in the consumer group. Whatever it cannot go on
+//! with ends it; the next one asks the database where to continue. Nothing survives a session in memory.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::apply::{ApplyError, Target};
+use crate::board::Board;
+use crate::catalog::{CatalogError, Table};
+use crate::config::RunSettings;
+use crate::database::{Database, DatabaseError, Generation, schema_of};
+use crate::decode::{DecodeError, View};
+use crate::fence::FenceError;
+use crate::offsets::Partition;
+use crate::recovery::{self, Backoff, Recovery};
+use crate::registry::{Registry, RegistryError};
+use crate::session::{Parts, Session, WriterLink};
+use crate::source::{self, Group, RecordFetcher, SourceError};
+use crate::sql::Statements;
+use crate::view::ViewSpec;
+use crate::writer::Writer;
+
+/// A session that lasted this long had recovered from what ended the one before.
+const SOUND_AFTER: Duration = Duration::from_secs(30);
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error(transparent)]
+    Fence(#[from] FenceError),
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error(transparent)]
+    Apply(ApplyError),
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    #[error(
+        "{partition}: the next record to apply is {next_offset}, but the broker's first is {log_start}: \
+         {missing} records are gone (retention); rebuild the view from a new snapshot, or accept the \
+         hole with `cdc-consumer offsets reset --to earliest --execute`",
+        missing = log_start - next_offset
+    )]
+    Gone { partition: Partition, next_offset: i64, log_start: i64 },
+    #[error(
+        "{partition}: the next record to apply is {next_offset}, but the broker's log ends at {log_end}: \
+         the topic was recreated or its log cut; rebuild the view from a new snapshot, or begin the new \
+         log with `cdc-consumer offsets reset --to earliest --execute`"
+    )]
+    Ahead { partition: Partition, next_offset: i64, log_end: i64 },
+    #[error(
+        "the broker no longer has the next record of a partition; restart to see which and why"
+    )]
+    Hole(#[source] rdkafka::error::KafkaError),
+    #[error(
+        "the fence held a batch back: somebody else owns a partition, or the database was rewound"
+    )]
+    Fenced,
+    #[error("a batch did not finish before its partitions had to be given up")]
+    WriterStuck,
+    #[error("a writer ended unexpectedly")]
+    WriterDied,
+}
+
+/// Runs sessions until shutdown. Returns an error only for what waiting cannot mend.
+pub async fn run(
+    settings: &RunSettings,
+    specs: &[ViewSpec],
+    board: &Board,
+    shutdown: &CancellationToken,
+) -> Result<(), SessionError> {
+    let mut backoff = Backoff::default();
+    loop {
+        let started = Instant::now();
+        let outcome = tokio::select! {
+            () = shutdown.cancelled(), if !backoff.fresh() => return Ok(()),
+            outcome = session(settings, specs, board, shutdown) => outcome,
+        };
+        if started.elapsed() > SOUND_AFTER {
+            backoff = Backoff::default();
+        }
+        match outcome {
+            Ok(()) => return Ok(()),
+            Err(error) => match recovery::of_session(&error) {
+                Recovery::Halt | Recovery::Quarantine => return Err(error),
+                Recovery::Retry => {
+                    let error = service::telemetry::chain(&error).to_string();
+                    if backoff.fresh() {
+                        tracing::warn!(error, "cannot go on, trying again");
+                    } else {
+                        tracing::debug!(error, "still cannot go on");
+                    }
+                    board.readiness.block("session", error);
+                }
+            },
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = tokio::time::sleep(backoff.pause()) => {}
+        }
+    }
+}
+
+/// One session, from reading the catalogue to leaving the group.
+async fn session(
+    settings: &RunSettings,
+    specs: &[ViewSpec],
+    board: &Board,
+    shutdown: &CancellationToken,
+) -> Result<(), SessionError> {
+    let database = Database::new(&settings.database.consumer_database_url)?;
+    let registry = Registry::new(&settings.registry)?;
+    let generation = database.current_generation().await?;
+    let views = Arc::new(views(&database, generation, specs).await?);
+    board.begin(generation);
+
+    let tables: Vec<&Table> = views.iter().map(|view| &view.table).collect();
+    let target = Arc::new(Target {
+        statements: tables.iter().map(|table| Statements::new(table)).collect(),
+        tables: tables.iter().map(|table| table.name.clone()).collect(),
+        generation,
+        dead_letters_max: i64::from(settings.limits.dead_letters_max),
+        fetcher: RecordFetcher::new(&settings.kafka),
+    });
+    let (report, reports) = mpsc::channel();
+    let writers = (0..settings.limits.writers.get()).map(|number| {
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let writer = Writer {
+            number,
+            database: database.clone(),
+            target: Arc::clone(&target),
+            readiness: board.readiness.clone(),
+            reports: report.clone(),
+        };
+        WriterLink::new(sender, tokio::spawn(writer.run(receiver)), &views)
+    });
+    let writers = writers.collect();
+    let consumer = source::consumer(
+        &settings.kafka,
+        settings.limits.prefetch_kib.get(),
+        Group::new(board.clone()),
+    )?;
+    let parts = Parts {
+        consumer,
+        views,
+        database,
+        generation,
+        registry,
+        writers,
+        reports,
+        board: board.clone(),
+        shutdown: shutdown.clone(),
+    };
+    let session = Session::new(settings, parts);
+    // librdkafka's calls block, so a session has a thread of its own.
+    tokio::task::spawn_blocking(move || session.run())
+        .await
+        .unwrap_or(Err(SessionError::WriterDied))
+}
+
+/// The declared views with their tables as the catalogue has them now.
+async fn views(
+    database: &Database,
+    generation: Generation,
+    specs: &[ViewSpec],
+) -> Result<Vec<View>, SessionError> {
+    let mut connection = database.connect_to(generation).await?;
+    let mut views = Vec::with_capacity(specs.len());
+    for spec in specs {
+        let table = Table::read(&mut connection, &schema_of(generation), &spec.table).await?;
+        views.push(View { spec: spec.clone(), table });
+    }
+    Ok(views)
+}
+
+/// Why the declaration could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum DeclarationError {
+    #[error("could not read the views file {0}")]
+    Read(PathBuf, #[source] std::io::Error),
+    #[error("the views file {0} is not valid")]
+    Parse(PathBuf, #[source] crate::view::ViewsError),
+}
+
+/// Reads the views file.
+pub fn declaration(path: &std::path::Path) -> Result<Vec<ViewSpec>, DeclarationError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| DeclarationError::Read(path.to_owned(), error))?;
+    crate::view::parse(&text).map_err(|error| DeclarationError::Parse(path.to_owned(), error))
+}

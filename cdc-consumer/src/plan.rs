@@ -1,0 +1,172 @@
+//! From a writer schema to columns of a view, compiled once per schema id.
+
+use crate::avro::Reader;
+use crate::catalog::Table;
+use crate::convert::{self, Converter, Mismatch, ValueError};
+use crate::envelope::{EnvelopePlan, EnvelopeSchemaError};
+use crate::rows::RowWriter;
+use crate::schema::{Node, Record};
+use crate::view::ViewSpec;
+
+/// Why a schema cannot feed a view. The declaration, the table or the connector is wrong; nothing of
+/// the topic is applied until that is changed.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error(transparent)]
+    NotAnEnvelope(#[from] EnvelopeSchemaError),
+    #[error("the schema is not a record")]
+    NotARecord,
+    #[error("field '{field}' cannot feed column {table}.{column}")]
+    Mismatch {
+        field: String,
+        table: String,
+        column: String,
+        #[source]
+        source: Mismatch,
+    },
+    #[error(
+        "no field feeds column {table}.{column}; \
+         map one in the views file ([view.columns]) or drop the column"
+    )]
+    ColumnWithoutField { table: String, column: String },
+    #[error(
+        "the record key has no field for key column {table}.{column}; \
+         map one in the views file (key = {{ field = \"{column}\" }})"
+    )]
+    KeyColumnWithoutField { table: String, column: String },
+    #[error(
+        "field '{field}' of the record key feeds no key column of {table}; \
+         the view's primary key must be the source's"
+    )]
+    KeyFieldWithoutColumn { table: String, field: String },
+}
+
+/// Why one row cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("field '{field}' of the {part} could not be read")]
+pub struct FieldError {
+    /// Which row: `key` or `value`.
+    pub part: &'static str,
+    pub field: String,
+    #[source]
+    pub source: ValueError,
+}
+
+/// How to write one Avro record into the columns of a view's row.
+#[derive(Debug)]
+pub struct RowPlan {
+    part: &'static str,
+    steps: Vec<Step>,
+}
+
+#[derive(Debug)]
+enum Step {
+    Skip(Node),
+    Column { index: usize, field: String, converter: Converter },
+}
+
+/// Plans for a value schema.
+#[derive(Debug)]
+pub struct ValuePlan {
+    pub envelope: EnvelopePlan,
+    pub row: RowPlan,
+    /// Source fields no column wants: ignored, and reported once.
+    pub ignored_fields: Vec<String>,
+}
+
+impl ValuePlan {
+    /// Compiles the plan of an envelope's schema for a view. Key columns come from the record key.
+    pub fn compile(node: &Node, spec: &ViewSpec, table: &Table) -> Result<Self, PlanError> {
+        let Node::Record(envelope) = node else {
+            return Err(PlanError::NotARecord);
+        };
+        let plan = EnvelopePlan::compile(envelope)?;
+        let row_type = EnvelopePlan::row_type(envelope).ok_or(PlanError::NotARecord)?;
+        let mut ignored_fields = Vec::new();
+        let column_of = |field: &str| table.value_column(spec.column_of(field));
+        let steps = steps(row_type, table, column_of, |field| {
+            if table.key_column(spec.column_of(field)).is_none() {
+                ignored_fields.push(field.to_owned());
+            }
+            Ok(())
+        })?;
+        let row = RowPlan { part: "value", steps };
+        if let Some(column) = table.value_columns().find(|column| !row.feeds(*column)) {
+            let column = table.column_name(column).to_owned();
+            return Err(PlanError::ColumnWithoutField { table: table.name.clone(), column });
+        }
+        Ok(Self { envelope: plan, row, ignored_fields })
+    }
+}
+
+impl RowPlan {
+    /// Compiles the plan of a record key's schema for a view.
+    pub fn compile_key(node: &Node, spec: &ViewSpec, table: &Table) -> Result<Self, PlanError> {
+        let Node::Record(key) = node else {
+            return Err(PlanError::NotARecord);
+        };
+        let column_of = |field: &str| table.key_column(spec.key_column_of(field));
+        let steps = steps(key, table, column_of, |field| {
+            Err(PlanError::KeyFieldWithoutColumn {
+                table: table.name.clone(),
+                field: field.to_owned(),
+            })
+        })?;
+        let plan = Self { part: "key", steps };
+        if let Some(column) = table.key_columns().find(|column| !plan.feeds(*column)) {
+            let column = table.column_name(column).to_owned();
+            return Err(PlanError::KeyColumnWithoutField { table: table.name.clone(), column });
+        }
+        Ok(plan)
+    }
+
+    /// Reads one Avro record into a row's cells.
+    pub fn write(&self, bytes: &[u8], row: &mut RowWriter<'_>) -> Result<(), FieldError> {
+        let mut reader = Reader::new(bytes);
+        for step in &self.steps {
+            match step {
+                Step::Skip(node) => {
+                    reader.skip(node).map_err(|error| self.error("(not mapped)", error))?;
+                }
+                Step::Column { index, field, converter } => row
+                    .cell(*index, |out| converter.write(&mut reader, out))
+                    .map_err(|source| self.error(field, source))?,
+            }
+        }
+        reader.finish().map_err(|error| self.error("(end)", error))
+    }
+
+    fn feeds(&self, column: usize) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Column { index, .. } if *index == column))
+    }
+
+    fn error(&self, field: &str, source: impl Into<ValueError>) -> FieldError {
+        FieldError { part: self.part, field: field.to_owned(), source: source.into() }
+    }
+}
+
+/// A step per field: into its column, or over it.
+fn steps(
+    record: &Record,
+    table: &Table,
+    column_of: impl Fn(&str) -> Option<usize>,
+    mut without_column: impl FnMut(&str) -> Result<(), PlanError>,
+) -> Result<Vec<Step>, PlanError> {
+    let steps = record.fields.iter().map(|field| {
+        let Some(index) = column_of(&field.name) else {
+            without_column(&field.name)?;
+            return Ok(Step::Skip(field.node.clone()));
+        };
+        let converter = table
+            .column_type(index)
+            .map_or(Ok(Converter::Null), |target| convert::compile(&field.node, target));
+        let converter = converter.map_err(|source| PlanError::Mismatch {
+            field: field.name.clone(),
+            table: table.name.clone(),
+            column: table.column_name(index).to_owned(),
+            source,
+        })?;
+        Ok(Step::Column { index, field: field.name.clone(), converter })
+    });
+    steps.collect()
+}

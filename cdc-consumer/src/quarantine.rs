@@ -1,0 +1,212 @@
+//! Records kept aside, in the transaction of their batch.
+//!
+//! A record that cannot be applied is stored with its bytes and the reason; later changes of the same
+//! key wait behind it (parked), because applying them would hide that something is missing. Every other
+//! key goes on.
+
+use std::collections::HashMap;
+
+use sqlx::{PgTransaction, Row};
+
+use crate::apply::Target;
+use crate::batch::{Batch, Entry, Refused, ViewBatch};
+use crate::source::FetchError;
+
+/// Why records could not be kept aside.
+#[derive(Debug, thiserror::Error)]
+pub enum QuarantineError {
+    #[error("could not read or write dead letters")]
+    Store(#[source] sqlx::Error),
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error(
+        "{open} dead letters are open, more than the limit of {limit}: a flood is a wrong setting, not \
+         bad data; look at `cdc-consumer dead-letters list`, mend the cause, then start again"
+    )]
+    Flood { open: i64, limit: i64 },
+}
+
+/// A change that is kept aside instead of applied.
+#[derive(Debug)]
+pub struct Fault {
+    view: usize,
+    claim: usize,
+    offset: i64,
+    key_text: String,
+    reason: Reason,
+    error: String,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Reason {
+    Refused,
+    Parked,
+}
+
+impl Reason {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Parked => "parked",
+        }
+    }
+}
+
+impl Fault {
+    /// PostgreSQL refused the row's values.
+    pub fn refused(view: usize, batch: &ViewBatch, entry: &Entry, error: &sqlx::Error) -> Self {
+        let error = service::telemetry::chain(error).to_string();
+        Self::new(view, batch, entry, Reason::Refused, error)
+    }
+
+    /// The source did not send a value and the view has none to keep.
+    pub fn value_not_sent(view: usize, batch: &ViewBatch, entry: &Entry) -> Self {
+        let error = "the source did not send an unchanged long value (TOAST), and the view has no row to \
+                     keep it from; set the table's replica identity to full, or snapshot it again";
+        Self::new(view, batch, entry, Reason::Refused, error.to_owned())
+    }
+
+    fn new(view: usize, batch: &ViewBatch, entry: &Entry, reason: Reason, error: String) -> Self {
+        let key_text = batch.key_text(entry);
+        Self { view, claim: entry.claim, offset: entry.offset, key_text, reason, error }
+    }
+}
+
+/// Whether an error of PostgreSQL is about the values of a row: a data exception (class 22) or a broken
+/// constraint (class 23). Everything else is about the database and would hit any row.
+pub fn blames_values(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+}
+
+/// Keys with open dead letters, and the oldest record of each.
+#[derive(Debug, Default)]
+pub struct Parked {
+    oldest: HashMap<(usize, String), i64>,
+}
+
+impl Parked {
+    /// The fault of a change that must wait, if it must.
+    pub fn fault(&self, view: usize, batch: &ViewBatch, entry: &Entry) -> Option<Fault> {
+        if self.oldest.is_empty() {
+            return None;
+        }
+        let oldest = *self.oldest.get(&(view, batch.key_text(entry)))?;
+        (entry.offset >= oldest).then(|| {
+            let error = format!("an older record of this key, offset {oldest}, is a dead letter");
+            Fault::new(view, batch, entry, Reason::Parked, error)
+        })
+    }
+}
+
+/// Stores the records that could not be decoded, and finds the keys of the batch that must wait.
+pub async fn admit(
+    tx: &mut PgTransaction<'_>,
+    target: &Target,
+    batch: &Batch,
+) -> Result<Parked, QuarantineError> {
+    for refused in &batch.refused {
+        insert(tx, target, refused, Reason::Refused).await?;
+    }
+    let open: i64 = sqlx::query_scalar("select count(*) from cdc_dead_letter")
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(QuarantineError::Store)?;
+    let mut parked = Parked::default();
+    if open == 0 {
+        return Ok(parked);
+    }
+    for (index, view) in batch.views.iter().enumerate() {
+        let keys: Vec<String> = view.entries().iter().map(|entry| view.key_text(entry)).collect();
+        let rows = sqlx::query(
+            "select key_text, min(record_offset)
+             from cdc_dead_letter
+             where view_name = $1 and key_text = any($2)
+             group by key_text",
+        )
+        .bind(target.tables.get(index))
+        .bind(keys)
+        .fetch_all(&mut **tx)
+        .await
+        .map_err(QuarantineError::Store)?;
+        for row in rows {
+            let key = row.try_get(0).map_err(QuarantineError::Store)?;
+            let oldest = row.try_get(1).map_err(QuarantineError::Store)?;
+            parked.oldest.insert((index, key), oldest);
+        }
+    }
+    limit(open, target)?;
+    Ok(parked)
+}
+
+/// Stores the changes at fault, with their records read again from the broker (a batch keeps no raw
+/// bytes, so that memory stays small; faults are rare). Returns how many.
+pub async fn store(
+    tx: &mut PgTransaction<'_>,
+    target: &Target,
+    batch: &Batch,
+    faults: Vec<Fault>,
+) -> Result<u64, QuarantineError> {
+    let count = faults.len() as u64;
+    for fault in faults {
+        let Some(claim) = batch.claims.get(fault.claim) else { continue };
+        let record = target.fetcher.fetch(&claim.partition, fault.offset).await?;
+        let (record_key, record_value) = record.unwrap_or_default();
+        let schema_id = record_value.as_deref().and_then(|value| {
+            crate::wire::split(value, false).ok().map(|prefixed| prefixed.schema_id)
+        });
+        let refused = Refused {
+            view: fault.view,
+            partition: claim.partition.clone(),
+            offset: fault.offset,
+            key_text: Some(fault.key_text),
+            record_key,
+            record_value,
+            schema_id,
+            error: fault.error,
+        };
+        insert(tx, target, &refused, fault.reason).await?;
+    }
+    if count > 0 {
+        let open = sqlx::query_scalar("select count(*) from cdc_dead_letter")
+            .fetch_one(&mut **tx)
+            .await
+            .map_err(QuarantineError::Store)?;
+        limit(open, target)?;
+    }
+    Ok(count)
+}
+
+fn limit(open: i64, target: &Target) -> Result<(), QuarantineError> {
+    let limit = target.dead_letters_max;
+    if open > limit { Err(QuarantineError::Flood { open, limit }) } else { Ok(()) }
+}
+
+async fn insert(
+    tx: &mut PgTransaction<'_>,
+    target: &Target,
+    refused: &Refused,
+    reason: Reason,
+) -> Result<(), QuarantineError> {
+    sqlx::query(
+        "insert into cdc_dead_letter
+             (view_name, topic, partition, record_offset, key_text, record_key, record_value,
+              schema_id, reason, error)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+         on conflict (topic, partition, record_offset) do nothing",
+    )
+    .bind(target.tables.get(refused.view))
+    .bind(&refused.partition.topic)
+    .bind(refused.partition.number)
+    .bind(refused.offset)
+    .bind(&refused.key_text)
+    .bind(&refused.record_key)
+    .bind(&refused.record_value)
+    .bind(refused.schema_id.map(i64::from))
+    .bind(reason.as_str())
+    .bind(&refused.error)
+    .execute(&mut **tx)
+    .await
+    .map(|_| ())
+    .map_err(QuarantineError::Store)
+}

@@ -1,0 +1,206 @@
+//! Rows of a batch as text in one block of memory, addressed by column. Pure.
+
+use crate::convert::Cell;
+
+/// Where a cell's text lies, or why there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Slot {
+    Null,
+    Keep,
+    Text { start: u32, end: u32 },
+}
+
+/// Rows of one width. Appending a row allocates nothing but room in two vectors.
+#[derive(Debug)]
+pub struct Rows {
+    width: usize,
+    text: Vec<u8>,
+    slots: Vec<Slot>,
+}
+
+/// A cell as read back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CellText<'a> {
+    Null,
+    Keep,
+    Text(&'a str),
+}
+
+/// A row number in its [`Rows`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RowId(u32);
+
+impl Rows {
+    /// An empty store for rows of `width` columns.
+    pub fn new(width: usize) -> Self {
+        Self { width, text: Vec::new(), slots: Vec::new() }
+    }
+
+    /// Columns of a row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Bytes of text held, superseded rows included.
+    pub fn byte_count(&self) -> usize {
+        self.text.len() + self.slots.len() * size_of::<Slot>()
+    }
+
+    /// Appends a row that `fill` writes cell by cell. On error nothing is appended.
+    pub fn push<E>(
+        &mut self,
+        fill: impl FnOnce(&mut RowWriter<'_>) -> Result<(), E>,
+    ) -> Result<RowId, E> {
+        let (text_start, slot_start) = (self.text.len(), self.slots.len());
+        self.slots.resize(slot_start + self.width, Slot::Keep);
+        let slots = self.slots.get_mut(slot_start..).unwrap_or_default();
+        let outcome = fill(&mut RowWriter { text: &mut self.text, slots });
+        if let Err(error) = outcome {
+            self.text.truncate(text_start);
+            self.slots.truncate(slot_start);
+            return Err(error);
+        }
+        let row = slot_start.checked_div(self.width).unwrap_or(0);
+        Ok(RowId(u32::try_from(row).expect("a batch has fewer than 2^32 rows")))
+    }
+
+    /// Drops the newest row, which the caller found superfluous.
+    pub fn pop(&mut self) {
+        let slot_start = self.slots.len().saturating_sub(self.width);
+        let newest = self.slots.get(slot_start..).unwrap_or_default();
+        let text_start = newest.iter().filter_map(|slot| match slot {
+            Slot::Text { start, .. } => Some(*start as usize),
+            Slot::Null | Slot::Keep => None,
+        });
+        if let Some(text_start) = text_start.min() {
+            self.text.truncate(text_start);
+        }
+        self.slots.truncate(slot_start);
+    }
+
+    /// One cell.
+    pub fn cell(&self, row: RowId, column: usize) -> CellText<'_> {
+        match self.slots.get(row.0 as usize * self.width + column) {
+            Some(Slot::Text { start, end }) => {
+                let bytes = self.text.get(*start as usize..*end as usize).unwrap_or_default();
+                CellText::Text(std::str::from_utf8(bytes).expect("converters write UTF-8"))
+            }
+            Some(Slot::Null) => CellText::Null,
+            Some(Slot::Keep) | None => CellText::Keep,
+        }
+    }
+
+    /// Whether every cell of a row has a value of its own.
+    pub fn complete(&self, row: RowId) -> bool {
+        !self.slots_of(row).contains(&Slot::Keep)
+    }
+
+    /// Which columns of a row the source did not send.
+    pub fn kept_columns(&self, row: RowId) -> Vec<usize> {
+        let slots = self.slots_of(row).iter().enumerate();
+        slots.filter(|(_, slot)| **slot == Slot::Keep).map(|(column, _)| column).collect()
+    }
+
+    /// Fills the cells that `newer` keeps with those of `older`: together they are one later row.
+    pub fn inherit(&mut self, newer: RowId, older: RowId) {
+        let older = self.slots_of(older).to_vec();
+        let start = newer.0 as usize * self.width;
+        let slots = self.slots.get_mut(start..start + self.width).unwrap_or_default();
+        for (slot, inherited) in slots.iter_mut().zip(older) {
+            if *slot == Slot::Keep {
+                *slot = inherited;
+            }
+        }
+    }
+
+    fn slots_of(&self, row: RowId) -> &[Slot] {
+        let start = row.0 as usize * self.width;
+        self.slots.get(start..start + self.width).unwrap_or_default()
+    }
+}
+
+/// Writes the cells of one new row. Cells not written stay [`CellText::Keep`].
+pub struct RowWriter<'a> {
+    text: &'a mut Vec<u8>,
+    slots: &'a mut [Slot],
+}
+
+impl RowWriter<'_> {
+    /// Writes one cell; `write` appends UTF-8 text and says what it made.
+    pub fn cell<E>(
+        &mut self,
+        column: usize,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<Cell, E>,
+    ) -> Result<(), E> {
+        let offset = |length: usize| u32::try_from(length).expect("a batch's text is below 4 GiB");
+        let start = self.text.len();
+        let slot = match write(self.text)? {
+            Cell::Text => Slot::Text { start: offset(start), end: offset(self.text.len()) },
+            Cell::Null => Slot::Null,
+            Cell::Keep => Slot::Keep,
+        };
+        if !matches!(slot, Slot::Text { .. }) {
+            self.text.truncate(start);
+        }
+        if let Some(target) = self.slots.get_mut(column) {
+            *target = slot;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn push(rows: &mut Rows, cells: &[Option<&str>]) -> RowId {
+        let written = rows.push(|row| {
+            for (column, cell) in cells.iter().enumerate() {
+                row.cell(column, |out| {
+                    out.extend_from_slice(cell.unwrap_or_default().as_bytes());
+                    Ok::<_, ()>(if cell.is_some() { Cell::Text } else { Cell::Null })
+                })?;
+            }
+            Ok::<_, ()>(())
+        });
+        written.expect("infallible")
+    }
+
+    #[test]
+    fn cells_read_back_and_unwritten_ones_are_kept() {
+        let mut rows = Rows::new(3);
+        let first = push(&mut rows, &[Some("1"), None]);
+        let second = push(&mut rows, &[Some("2"), Some("b"), Some("")]);
+        assert_eq!(rows.cell(first, 0), CellText::Text("1"));
+        assert_eq!(rows.cell(first, 1), CellText::Null);
+        assert_eq!(rows.kept_columns(first), [2]);
+        assert_eq!(rows.cell(second, 2), CellText::Text(""));
+        assert!(rows.complete(second));
+    }
+
+    #[test]
+    fn a_later_row_inherits_what_it_keeps() {
+        let mut rows = Rows::new(2);
+        let older = push(&mut rows, &[Some("1"), Some("long")]);
+        let newer = push(&mut rows, &[Some("1")]);
+        rows.inherit(newer, older);
+        assert_eq!(rows.cell(newer, 1), CellText::Text("long"));
+    }
+
+    #[test]
+    fn a_row_that_fails_or_is_popped_leaves_nothing() {
+        let mut rows = Rows::new(2);
+        push(&mut rows, &[Some("1"), Some("a")]);
+        let before = rows.byte_count();
+        assert!(
+            rows.push(|row| row.cell(0, |out| {
+                out.push(b'x');
+                Err(())
+            }))
+            .is_err()
+        );
+        push(&mut rows, &[Some("2"), Some("b")]);
+        rows.pop();
+        assert_eq!(rows.byte_count(), before);
+    }
+}

@@ -1,0 +1,387 @@
+//! One membership in the consumer group: all decisions between a record and its commit.
+//!
+//! ```text
+//! poll -> decode -> fold | channel per writer | apply -> report -> commit
+//! ```
+//!
+//! Batches grow by themselves: while a writer is busy its next batch collects what arrives, up to the
+//! limits; when nothing more is at hand, an idle writer gets what there is. No timer.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
+
+use hashbrown::HashMap;
+use rdkafka::consumer::{CommitMode, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::OwnedMessage;
+use sqlx::PgConnection;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use crate::apply::Applied;
+use crate::batch::Batch;
+use crate::board::Board;
+use crate::config::{LimitSettings, RunSettings};
+use crate::database::{Database, Generation};
+use crate::decode::{Decoded, Decoder, Record, View, topics};
+use crate::metrics;
+use crate::offsets::{Partition, PartitionRef, Progress};
+use crate::pipeline::SessionError;
+use crate::registry::Registry;
+use crate::schema_wait::SchemaWait;
+use crate::source::{self, Flow, GroupConsumer, Rebalance, SourceError};
+use crate::writer::Report;
+
+/// Records taken from librdkafka before reports and rebalances are looked at again.
+const POLL_ROUND: usize = 256;
+/// How long `poll` may wait when there is nothing to do.
+const IDLE_WAIT: Duration = Duration::from_millis(50);
+/// ... and when something else than a record may arrive soon.
+const BUSY_WAIT: Duration = Duration::from_millis(1);
+/// Pause between two commits to the broker. They inform others, we do not read them.
+const COMMIT_EVERY: Duration = Duration::from_millis(500);
+/// A writer that takes no batch for this long: stop fetching, but go on polling, to stay in the group.
+const STUCK_AFTER: Duration = Duration::from_secs(5);
+/// Records held back while a schema is fetched.
+const HELD_MAX: usize = 1000;
+
+/// A writer as the session sees it: the batch being built for it, and the way to hand it over.
+pub(crate) struct WriterLink {
+    pub(crate) batches: Option<tokio::sync::mpsc::Sender<Batch>>,
+    pub(crate) task: tokio::task::JoinHandle<()>,
+    pub(crate) building: Batch,
+    shapes: Vec<(usize, usize)>,
+    pub(crate) under_way: usize,
+}
+
+impl WriterLink {
+    pub(crate) fn new(
+        batches: tokio::sync::mpsc::Sender<Batch>,
+        task: tokio::task::JoinHandle<()>,
+        views: &[View],
+    ) -> Self {
+        let shapes: Vec<_> =
+            views.iter().map(|view| (view.table.key_columns().len(), view.table.width())).collect();
+        let building = Batch::new(shapes.iter().copied());
+        Self { batches: Some(batches), task, building, shapes, under_way: 0 }
+    }
+
+    fn full(&self, limits: &LimitSettings) -> bool {
+        self.building.record_count >= limits.batch_records_max.get()
+            || self.building.byte_count() >= limits.batch_bytes_max.get()
+    }
+
+    /// Hands the batch over if the writer has room for it.
+    pub(crate) fn hand_over(&mut self) {
+        let Some(batches) = self.batches.as_ref().filter(|batches| batches.capacity() > 0) else {
+            return;
+        };
+        if self.building.is_empty() {
+            return;
+        }
+        let batch = std::mem::replace(&mut self.building, Batch::new(self.shapes.iter().copied()));
+        // We are the only sender and saw room. A closed channel means the writer failed; its report says why.
+        if batches.try_send(batch).is_ok() {
+            self.under_way += 1;
+        }
+    }
+}
+
+/// A partition we own.
+pub(crate) struct Owned {
+    pub(crate) progress: Progress,
+    pub(crate) writer: usize,
+}
+
+/// See the module's description.
+pub(crate) struct Session {
+    pub(crate) consumer: Arc<GroupConsumer>,
+    decoder: Decoder,
+    views: Arc<Vec<View>>,
+    pub(crate) database: Database,
+    pub(crate) generation: Generation,
+    pub(crate) control: Option<PgConnection>,
+    schemas: SchemaWait,
+    pub(crate) writers: Vec<WriterLink>,
+    pub(crate) reports: Receiver<(usize, Report)>,
+    pub(crate) owned: HashMap<Partition, Owned>,
+    pub(crate) held: VecDeque<OwnedMessage>,
+    pub(crate) uncommitted: HashMap<Partition, i64>,
+    committed_at: Instant,
+    stuck_since: Option<Instant>,
+    paused: bool,
+    limits: LimitSettings,
+    pub(crate) owner: String,
+    pub(crate) board: Board,
+    pub(crate) runtime: Handle,
+    shutdown: CancellationToken,
+}
+
+/// What a session is built from.
+pub(crate) struct Parts {
+    pub(crate) consumer: GroupConsumer,
+    pub(crate) views: Arc<Vec<View>>,
+    pub(crate) database: Database,
+    pub(crate) generation: Generation,
+    pub(crate) registry: Registry,
+    pub(crate) writers: Vec<WriterLink>,
+    pub(crate) reports: Receiver<(usize, Report)>,
+    pub(crate) board: Board,
+    pub(crate) shutdown: CancellationToken,
+}
+
+impl Session {
+    /// Must be called inside a Tokio runtime.
+    pub(crate) fn new(settings: &RunSettings, parts: Parts) -> Self {
+        Self {
+            consumer: Arc::new(parts.consumer),
+            decoder: Decoder::new(Arc::clone(&parts.views)),
+            views: parts.views,
+            database: parts.database,
+            generation: parts.generation,
+            control: None,
+            schemas: SchemaWait::new(parts.registry, parts.board.readiness.clone()),
+            writers: parts.writers,
+            reports: parts.reports,
+            owned: HashMap::new(),
+            held: VecDeque::new(),
+            uncommitted: HashMap::new(),
+            committed_at: Instant::now(),
+            stuck_since: None,
+            paused: false,
+            limits: settings.limits.clone(),
+            owner: format!("{}/{}", settings.consumer_listen, std::process::id()),
+            board: parts.board,
+            runtime: Handle::current(),
+            shutdown: parts.shutdown,
+        }
+    }
+
+    /// Works until something ends the session, then leaves the group in order.
+    pub(crate) fn run(mut self) -> Result<(), SessionError> {
+        let outcome = self.subscribe().and_then(|()| self.work());
+        self.leave(outcome.is_ok());
+        outcome
+    }
+
+    fn subscribe(&mut self) -> Result<(), SessionError> {
+        let topics: Vec<&str> = topics(&self.views).into_iter().collect();
+        self.consumer
+            .subscribe(&topics)
+            .map_err(|source| SourceError::Subscribe { topics: topics.join(", "), source }.into())
+    }
+
+    fn work(&mut self) -> Result<(), SessionError> {
+        while !self.shutdown.is_cancelled() {
+            self.receive_reports()?;
+            self.commit_when_due();
+            self.rebalance()?;
+            self.learn_schema()?;
+            if !self.wait_for_room()? {
+                self.poll()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes records until there are no more at hand, a batch is full, or the round is over.
+    fn poll(&mut self) -> Result<(), SessionError> {
+        let consumer = Arc::clone(&self.consumer);
+        for _ in 0..POLL_ROUND {
+            match consumer.poll(Duration::ZERO) {
+                Some(Ok(message)) => self.take(&source::record(&message), || message.detach())?,
+                Some(Err(error)) => self.on_poll_error(&error)?,
+                None => {
+                    self.writers.iter_mut().for_each(WriterLink::hand_over);
+                    match consumer.poll(self.poll_wait()) {
+                        Some(Ok(message)) => {
+                            self.take(&source::record(&message), || message.detach())?
+                        }
+                        Some(Err(error)) => self.on_poll_error(&error)?,
+                        None => {}
+                    }
+                    return Ok(());
+                }
+            }
+            if self.full() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn poll_wait(&self) -> Duration {
+        let building = self.writers.iter().any(|writer| !writer.building.is_empty());
+        if building || self.schemas.waiting() { BUSY_WAIT } else { IDLE_WAIT }
+    }
+
+    fn full(&self) -> bool {
+        self.held.len() >= HELD_MAX || self.writers.iter().any(|writer| writer.full(&self.limits))
+    }
+
+    /// With a full batch that its writer has no room for: waits for a report instead of reading on.
+    /// Returns whether it waited.
+    fn wait_for_room(&mut self) -> Result<bool, SessionError> {
+        self.writers
+            .iter_mut()
+            .filter(|writer| writer.full(&self.limits))
+            .for_each(WriterLink::hand_over);
+        if !self.full() {
+            self.stuck_since = None;
+            if std::mem::take(&mut self.paused) {
+                source::set_flow(&self.consumer, &self.partitions(), Flow::Resume)?;
+            }
+            return Ok(false);
+        }
+        let since = *self.stuck_since.get_or_insert_with(Instant::now);
+        let held_too_much = self.held.len() >= HELD_MAX;
+        if (held_too_much || since.elapsed() > STUCK_AFTER) && !self.paused {
+            source::set_flow(&self.consumer, &self.partitions(), Flow::Pause)?;
+            self.paused = true;
+        }
+        if self.paused {
+            self.poll()?;
+        }
+        match self.reports.recv_timeout(BUSY_WAIT * 10) {
+            Ok((writer, report)) => self.on_report(writer, report)?,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(SessionError::WriterDied),
+        }
+        Ok(true)
+    }
+
+    /// Puts a record into its writer's batch, or holds it back until its schema is known.
+    fn take(
+        &mut self,
+        record: &Record<'_>,
+        detach: impl FnOnce() -> OwnedMessage,
+    ) -> Result<(), SessionError> {
+        // Records behind a held one are held too: order within a partition is all there is.
+        if !self.held.is_empty() {
+            self.held.push_back(detach());
+            return Ok(());
+        }
+        if let Decoded::NeedsSchema(id) = self.decode(record)? {
+            self.held.push_back(detach());
+            self.schemas.fetch(id, &self.runtime);
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self, record: &Record<'_>) -> Result<Decoded, SessionError> {
+        let Self { decoder, owned, writers, .. } = self;
+        let wanted = PartitionRef { topic: record.topic, number: record.partition };
+        // A record of a partition given up meanwhile belongs to its next owner.
+        let Some((partition, owned)) = owned.get_key_value_mut(&wanted) else {
+            return Ok(Decoded::Taken);
+        };
+        if record.offset < owned.progress.next_offset {
+            return Ok(Decoded::Taken);
+        }
+        let Some(writer) = writers.get_mut(owned.writer) else { return Ok(Decoded::Taken) };
+        let decoded = decoder.decode(record, partition, &mut owned.progress, &mut writer.building);
+        decoded.map_err(|error| {
+            metrics::refused(record.topic);
+            error.into()
+        })
+    }
+
+    /// Decodes what was held back, once the schema came.
+    fn learn_schema(&mut self) -> Result<(), SessionError> {
+        let Some((id, schema)) = self.schemas.arrived()? else { return Ok(()) };
+        self.decoder.learn(id, schema);
+        while let Some(message) = self.held.pop_front() {
+            if let Decoded::NeedsSchema(id) = self.decode(&source::record(&message))? {
+                self.held.push_front(message);
+                self.schemas.fetch(id, &self.runtime);
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn receive_reports(&mut self) -> Result<(), SessionError> {
+        loop {
+            match self.reports.try_recv() {
+                Ok((writer, report)) => self.on_report(writer, report)?,
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => return Err(SessionError::WriterDied),
+            }
+        }
+    }
+
+    pub(crate) fn on_report(&mut self, writer: usize, report: Report) -> Result<(), SessionError> {
+        if let Some(writer) = self.writers.get_mut(writer) {
+            writer.under_way = writer.under_way.saturating_sub(1);
+        }
+        match report {
+            Report::Applied(applied) => {
+                self.note_applied(&applied);
+                Ok(())
+            }
+            Report::Fenced => {
+                metrics::fenced();
+                Err(SessionError::Fenced)
+            }
+            Report::Failed(error) => Err(*error),
+        }
+    }
+
+    fn note_applied(&mut self, applied: &Applied) {
+        for claim in &applied.claims {
+            self.uncommitted.insert(claim.partition.clone(), claim.interval.next);
+        }
+        self.board.applied(applied);
+    }
+
+    fn commit_when_due(&mut self) {
+        if !self.uncommitted.is_empty() && self.committed_at.elapsed() >= COMMIT_EVERY {
+            self.commit(CommitMode::Async);
+        }
+    }
+
+    pub(crate) fn commit(&mut self, mode: CommitMode) {
+        self.committed_at = Instant::now();
+        let offsets: Vec<_> = self.uncommitted.drain().collect();
+        if let Err(error) = source::commit(&self.consumer, &offsets, mode) {
+            // Advisory: the next commit carries the newer offsets.
+            tracing::debug!(error = %error, "could not tell the broker our offsets");
+        }
+    }
+
+    pub(crate) fn partitions(&self) -> Vec<Partition> {
+        self.owned.keys().cloned().collect()
+    }
+
+    fn rebalance(&mut self) -> Result<(), SessionError> {
+        for rebalance in self.consumer.context().rebalances() {
+            match rebalance {
+                Rebalance::Assign(partitions) => self.assign(&partitions)?,
+                Rebalance::Revoke(partitions) => self.revoke(&partitions)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn on_poll_error(&mut self, error: &KafkaError) -> Result<(), SessionError> {
+        match error {
+            KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => {
+                Err(SessionError::Hole(error.clone()))
+            }
+            KafkaError::MessageConsumptionFatal(_) => {
+                Err(SourceError::Expelled(error.clone()).into())
+            }
+            error if source::names_no_topic(error) => {
+                self.board.waiting_for_topic(&topics(&self.views));
+                Ok(())
+            }
+            error if source::passes_by_itself(error) => {
+                self.board.broker_trouble(error, "reported while reading");
+                Ok(())
+            }
+            error => Err(SourceError::Poll(error.clone()).into()),
+        }
+    }
+}

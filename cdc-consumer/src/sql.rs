@@ -1,0 +1,288 @@
+//! The statements that change a view, generated once from its table. No I/O.
+//!
+//! Every statement takes its rows as arrays of text, one per column, and lets PostgreSQL's own input
+//! functions read them. Unqualified names are found through the connection's `search_path`: the schema
+//! of the current generation.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use crate::catalog::{LAST_PROCESSED_AT, SOURCE_EPOCH, SOURCE_LSN, Table};
+
+/// The fence: the first statement of every batch.
+///
+/// Moves each partition from the batch's first to its next offset, only where the stored row is exactly
+/// what the batch was built on: same next offset, same epoch, same generation. The caller counts the
+/// rows: fewer than partitions means somebody else owns one, or the database was rewound.
+/// Partitions are locked in order, so that two owners can wait for each other but not in a circle.
+pub const FENCE: &str = "
+    with claimed as (
+        select *
+        from unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
+                    $7::bigint[], $8::text[])
+            as c (topic, partition, first_offset, next_offset, epoch, seen_offset,
+                  source_lsn_max, source_epochs)
+    ),
+    locked as (
+        select o.topic, o.partition
+        from cdc_offset o
+        join claimed c on c.topic = o.topic and c.partition = o.partition
+        order by o.topic, o.partition
+        for update of o
+    ),
+    slot as materialized (select set_config('cdc.slot', $9, true))
+    update cdc_offset o
+    set
+        next_offset = c.next_offset,
+        seen_offset = greatest(o.seen_offset, c.seen_offset),
+        source_lsn_max = c.source_lsn_max,
+        source_epochs = c.source_epochs::jsonb,
+        updated_at = now()
+    from claimed c
+    join locked l on l.topic = c.topic and l.partition = c.partition
+    cross join slot
+    where o.topic = c.topic
+      and o.partition = c.partition
+      and o.next_offset = c.first_offset
+      and o.epoch = c.epoch
+      and (select current from public.cdc_generation) = $10";
+
+/// Whether a batch whose commit went unanswered did commit: counts partitions that stand at its end.
+pub const SETTLED: &str = "
+    select count(*)
+    from unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[])
+        as c (topic, partition, next_offset, epoch)
+    join cdc_offset o on o.topic = c.topic and o.partition = c.partition
+    where o.next_offset = c.next_offset and o.epoch = c.epoch";
+
+/// The statements of one view.
+#[derive(Debug, Clone)]
+pub struct Statements {
+    /// Parameters: one `text[]` per column, then epochs `int[]`, LSNs `bigint[]`.
+    pub upsert: Arc<str>,
+    /// Parameters: one `text[]` per key column, then epochs, LSNs. Returns how many were stale.
+    pub delete: Arc<str>,
+    /// Parameters: epoch, LSN. Removes what the TRUNCATE at that position removed.
+    pub truncate: [Arc<str>; 2],
+    table: Table,
+}
+
+impl Statements {
+    pub fn new(table: &Table) -> Self {
+        Self {
+            upsert: upsert(table).into(),
+            delete: delete(table).into(),
+            truncate: truncate(table).map(Into::into),
+            table: table.clone(),
+        }
+    }
+
+    /// An update of rows whose `kept` columns the source did not send. Parameters: one `text[]` per
+    /// column not kept, then epochs, LSNs. Returns per input row: its number from 1, whether it was
+    /// applied, and whether a newer state of its key is known.
+    pub fn partial(&self, kept: &[usize]) -> Arc<str> {
+        partial(&self.table, kept).into()
+    }
+}
+
+/// `"name"` with quotes doubled.
+fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn deleted_table(table: &Table) -> String {
+    quote(&format!("{}_deleted", table.name))
+}
+
+fn names(table: &Table, columns: impl Iterator<Item = usize>) -> Vec<String> {
+    columns.map(|column| quote(table.column_name(column))).collect()
+}
+
+/// `a.k1 = b.k1 and a.k2 = b.k2`: PostgreSQL's equality, which is looser than Rust's for some types.
+fn key_equal(table: &Table, one: &str, other: &str) -> String {
+    let keys = names(table, table.key_columns());
+    let pairs: Vec<_> = keys.iter().map(|key| format!("{one}.{key} = {other}.{key}")).collect();
+    pairs.join(" and ")
+}
+
+/// The input arrays as rows of the table's types, numbered by `n`. With keys that PostgreSQL may call
+/// equal although their text differs, only the newest row of each key: `on conflict` must not meet one
+/// twice.
+fn input(table: &Table, columns: &[usize]) -> String {
+    let width = columns.len();
+    let mut arrays = String::new();
+    let mut inputs = String::new();
+    let mut casts = String::new();
+    for (index, &column) in columns.iter().enumerate() {
+        put(&mut arrays, format_args!("${}::text[], ", index + 1));
+        put(&mut inputs, format_args!("c{index}, "));
+        let value = cast(table, column, &format!("u.c{index}"));
+        put(&mut casts, format_args!("{value} as {}, ", quote(table.column_name(column))));
+    }
+    let keys = names(table, table.key_columns()).join(", ");
+    let (distinct, order) = if table.key_equality_is_loose() {
+        (
+            format!("distinct on ({keys}) "),
+            format!(" order by {keys}, u.{SOURCE_EPOCH} desc, u.{SOURCE_LSN} desc, u.n desc"),
+        )
+    } else {
+        (String::new(), String::new())
+    };
+    format!(
+        "select {distinct}{casts}u.{SOURCE_EPOCH}, u.{SOURCE_LSN}, u.n \
+         from unnest({arrays}${}::int[], ${}::bigint[]) with ordinality \
+         as u ({inputs}{SOURCE_EPOCH}, {SOURCE_LSN}, n){order}",
+        width + 1,
+        width + 2
+    )
+}
+
+/// Debezium pads bit strings to whole bytes: the column's length tells which of the bits count.
+fn cast(table: &Table, column: usize, value: &str) -> String {
+    match table.column_type(column) {
+        Some(target) if target.base == "bit" => {
+            format!("right({value}, {})::pg_catalog.varbit", target.modifier)
+        }
+        Some(target) => format!("{value}::{}", target.cast),
+        None => value.to_owned(),
+    }
+}
+
+fn upsert(table: &Table) -> String {
+    let columns: Vec<usize> = (0..table.width()).collect();
+    let column_names = names(table, columns.iter().copied());
+    let keys = names(table, table.key_columns()).join(", ");
+    let all = column_names.join(", ");
+    let selected: Vec<_> = column_names.iter().map(|name| format!("s.{name}")).collect();
+    let mut set: Vec<_> = names(table, table.value_columns());
+    set.extend([SOURCE_EPOCH.to_owned(), SOURCE_LSN.to_owned()]);
+    let (stamp, stamped) = if table.stamped {
+        set.push(LAST_PROCESSED_AT.to_owned());
+        (format!(", {LAST_PROCESSED_AT}"), ", now()")
+    } else {
+        (String::new(), "")
+    };
+    let set: Vec<_> = set.iter().map(|name| format!("{name} = excluded.{name}")).collect();
+    format!(
+        "insert into {table} as t ({all}, {SOURCE_EPOCH}, {SOURCE_LSN}{stamp}) \
+         select {selected}, s.{SOURCE_EPOCH}, s.{SOURCE_LSN}{stamped} \
+         from ({input}) as s \
+         where not exists (select from {deleted} d where {same_key} \
+         and (d.{SOURCE_EPOCH}, d.{SOURCE_LSN}) > (s.{SOURCE_EPOCH}, s.{SOURCE_LSN})) \
+         and not exists (select from cdc_floor f where f.view_name = {view} \
+         and (f.{SOURCE_EPOCH}, f.{SOURCE_LSN}) > (s.{SOURCE_EPOCH}, s.{SOURCE_LSN})) \
+         order by {keys} \
+         on conflict ({keys}) do update set {set} \
+         where (t.{SOURCE_EPOCH}, t.{SOURCE_LSN}) <= (excluded.{SOURCE_EPOCH}, excluded.{SOURCE_LSN})",
+        table = quote(&table.name),
+        selected = selected.join(", "),
+        input = input(table, &columns),
+        deleted = deleted_table(table),
+        same_key = key_equal(table, "d", "s"),
+        view = literal(&table.name),
+        set = set.join(", "),
+    )
+}
+
+/// Remembers the keys, then removes the rows. A key is remembered even when its row is not there: the
+/// upsert it forbids may come later, from a replay.
+fn delete(table: &Table) -> String {
+    let keys: Vec<usize> = table.key_columns().collect();
+    let key_names = names(table, keys.iter().copied()).join(", ");
+    format!(
+        "with gone as materialized ({input}), \
+         remembered as (insert into {deleted} as d ({key_names}, {SOURCE_EPOCH}, {SOURCE_LSN}) \
+         select {key_names}, {SOURCE_EPOCH}, {SOURCE_LSN} from gone order by {key_names} \
+         on conflict ({key_names}) do update set {SOURCE_EPOCH} = excluded.{SOURCE_EPOCH}, \
+         {SOURCE_LSN} = excluded.{SOURCE_LSN}, deleted_at = excluded.deleted_at \
+         where (d.{SOURCE_EPOCH}, d.{SOURCE_LSN}) < (excluded.{SOURCE_EPOCH}, excluded.{SOURCE_LSN})), \
+         removed as (delete from {table} t using gone g where {same_key} \
+         and (t.{SOURCE_EPOCH}, t.{SOURCE_LSN}) <= (g.{SOURCE_EPOCH}, g.{SOURCE_LSN})) \
+         select count(*) from gone g join {table} t on {same_key} \
+         where (t.{SOURCE_EPOCH}, t.{SOURCE_LSN}) > (g.{SOURCE_EPOCH}, g.{SOURCE_LSN})",
+        input = input(table, &keys),
+        deleted = deleted_table(table),
+        table = quote(&table.name),
+        same_key = key_equal(table, "t", "g"),
+    )
+}
+
+fn partial(table: &Table, kept: &[usize]) -> String {
+    let columns: Vec<usize> = (0..table.width()).filter(|column| !kept.contains(column)).collect();
+    let changed = table.value_columns().filter(|column| !kept.contains(column));
+    let mut set = names(table, changed);
+    set.extend([SOURCE_EPOCH.to_owned(), SOURCE_LSN.to_owned()]);
+    let mut set: Vec<_> = set.iter().map(|name| format!("{name} = s.{name}")).collect();
+    if table.stamped {
+        set.push(format!("{LAST_PROCESSED_AT} = now()"));
+    }
+    format!(
+        "with s as materialized ({input}), \
+         done as (update {table} t set {set} from s where {same_row} \
+         and (t.{SOURCE_EPOCH}, t.{SOURCE_LSN}) <= (s.{SOURCE_EPOCH}, s.{SOURCE_LSN}) \
+         returning s.n) \
+         select s.n, exists (select from done where done.n = s.n) as applied, \
+         exists (select from {table} t where {same_row}) \
+         or exists (select from {deleted} d where {same_deleted} \
+         and (d.{SOURCE_EPOCH}, d.{SOURCE_LSN}) > (s.{SOURCE_EPOCH}, s.{SOURCE_LSN})) \
+         or exists (select from cdc_floor f where f.view_name = {view} \
+         and (f.{SOURCE_EPOCH}, f.{SOURCE_LSN}) > (s.{SOURCE_EPOCH}, s.{SOURCE_LSN})) as known \
+         from s",
+        input = input(table, &columns),
+        table = quote(&table.name),
+        set = set.join(", "),
+        same_row = key_equal(table, "t", "s"),
+        deleted = deleted_table(table),
+        same_deleted = key_equal(table, "d", "s"),
+        view = literal(&table.name),
+    )
+}
+
+/// First the floor, then the rows below it. A row above it was written after the TRUNCATE.
+fn truncate(table: &Table) -> [String; 2] {
+    let floor = format!(
+        "insert into cdc_floor as f (view_name, {SOURCE_EPOCH}, {SOURCE_LSN}) \
+         values ({view}, $1, $2) on conflict (view_name) do update \
+         set {SOURCE_EPOCH} = excluded.{SOURCE_EPOCH}, {SOURCE_LSN} = excluded.{SOURCE_LSN} \
+         where (f.{SOURCE_EPOCH}, f.{SOURCE_LSN}) < (excluded.{SOURCE_EPOCH}, excluded.{SOURCE_LSN})",
+        view = literal(&table.name)
+    );
+    let rows = format!(
+        "delete from {table} where ({SOURCE_EPOCH}, {SOURCE_LSN}) < ($1, $2)",
+        table = quote(&table.name)
+    );
+    [floor, rows]
+}
+
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+fn put(out: &mut String, arguments: std::fmt::Arguments<'_>) {
+    out.write_fmt(arguments).expect("writing to a string cannot fail");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identifiers_are_quoted_and_keys_compared_by_postgresql() {
+        let table =
+            Table::sample("Odd \" table", 2, &[("a", "int8"), ("B\"", "text"), ("v", "text")]);
+        let statements = Statements::new(&table);
+        assert!(
+            statements.upsert.starts_with("insert into \"Odd \"\" table\" as t (\"a\", \"B\"\"\"")
+        );
+        assert!(statements.delete.contains("t.\"a\" = g.\"a\" and t.\"B\"\"\" = g.\"B\"\"\""));
+    }
+
+    #[test]
+    fn keys_with_loose_equality_are_folded_by_postgresql() {
+        let strict = Statements::new(&Table::sample("t", 1, &[("k", "int8"), ("v", "text")]));
+        let loose = Statements::new(&Table::sample("t", 1, &[("k", "citext"), ("v", "text")]));
+        assert!(!strict.upsert.contains("distinct on"));
+        assert!(loose.upsert.contains("distinct on (\"k\")"));
+        assert!(loose.delete.contains("distinct on (\"k\")"));
+    }
+}

@@ -1,0 +1,160 @@
+//! Dates and times as PostgreSQL writes them.
+//!
+//! Debezium sends numbers counted from 1970-01-01; a view column takes PostgreSQL's text form. Own code,
+//! because the range is PostgreSQL's (4713 BC to 294276 AD), which the usual crates do not cover, and
+//! because this runs once per value. Everything is UTC and proleptic Gregorian, like PostgreSQL.
+
+use std::io::Write;
+
+const MICROS_PER_SECOND: i64 = 1_000_000;
+const MICROS_PER_DAY: i64 = 86_400 * MICROS_PER_SECOND;
+
+/// What the PostgreSQL driver uses for infinite timestamps, in milliseconds from 1970: `PGStatement`'s
+/// `DATE_POSITIVE_INFINITY` and `DATE_NEGATIVE_INFINITY`.
+const POSITIVE_INFINITY_MILLIS: i64 = 9_223_372_036_825_200_000;
+const NEGATIVE_INFINITY_MILLIS: i64 = -9_223_372_036_832_400_000;
+
+/// `io.debezium.time.Date`: days from 1970-01-01.
+pub fn write_date(days: i32, out: &mut Vec<u8>) {
+    match days {
+        i32::MAX => out.extend_from_slice(b"infinity"),
+        i32::MIN => out.extend_from_slice(b"-infinity"),
+        days => {
+            let before_christ = write_civil(i64::from(days), out);
+            write_era(before_christ, out);
+        }
+    }
+}
+
+/// A time of day in microseconds from midnight. 24:00:00 is a time of its own in PostgreSQL.
+pub fn write_time(micros: i64, out: &mut Vec<u8>) {
+    let (seconds, fraction) = (micros / MICROS_PER_SECOND, micros % MICROS_PER_SECOND);
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    write_two(hours, out);
+    out.push(b':');
+    write_two(minutes, out);
+    out.push(b':');
+    write_two(seconds, out);
+    if fraction != 0 {
+        format(out, format_args!(".{fraction:06}"));
+        while out.last() == Some(&b'0') {
+            out.pop();
+        }
+    }
+}
+
+/// A timestamp without time zone in microseconds from 1970-01-01 00:00.
+pub fn write_timestamp(micros: i64, out: &mut Vec<u8>) {
+    if micros == i64::MAX || micros == POSITIVE_INFINITY_MILLIS {
+        out.extend_from_slice(b"infinity");
+        return;
+    }
+    if micros == i64::MIN || micros == NEGATIVE_INFINITY_MILLIS {
+        out.extend_from_slice(b"-infinity");
+        return;
+    }
+    let before_christ = write_civil(micros.div_euclid(MICROS_PER_DAY), out);
+    out.push(b' ');
+    write_time(micros.rem_euclid(MICROS_PER_DAY), out);
+    write_era(before_christ, out);
+}
+
+/// A timestamp in milliseconds. Infinity is recognised before scaling would overflow.
+pub fn write_timestamp_millis(millis: i64, out: &mut Vec<u8>) {
+    match millis {
+        POSITIVE_INFINITY_MILLIS => out.extend_from_slice(b"infinity"),
+        NEGATIVE_INFINITY_MILLIS => out.extend_from_slice(b"-infinity"),
+        millis => write_timestamp(millis.saturating_mul(1000), out),
+    }
+}
+
+/// Writes `YYYY-MM-DD` and tells whether the year is before Christ (the caller ends with ` BC`).
+fn write_civil(days_from_1970: i64, out: &mut Vec<u8>) -> bool {
+    let (year, month, day) = civil_from_days(days_from_1970);
+    let before_christ = year <= 0;
+    let year = if before_christ { 1 - year } else { year };
+    format(out, format_args!("{year:04}"));
+    out.push(b'-');
+    write_two(month, out);
+    out.push(b'-');
+    write_two(day, out);
+    before_christ
+}
+
+fn write_era(before_christ: bool, out: &mut Vec<u8>) {
+    if before_christ {
+        out.extend_from_slice(b" BC");
+    }
+}
+
+/// Year, month and day of a day number, by the era-based algorithm for the proleptic Gregorian calendar:
+/// shift the year to begin in March, so that the leap day is its last, and count 400-year eras.
+fn civil_from_days(days_from_1970: i64) -> (i64, i64, i64) {
+    const DAYS_FROM_MARCH_OF_YEAR_0: i64 = 719_468;
+    const DAYS_PER_ERA: i64 = 146_097;
+    let days = days_from_1970 + DAYS_FROM_MARCH_OF_YEAR_0;
+    let era = days.div_euclid(DAYS_PER_ERA);
+    let day_of_era = days.rem_euclid(DAYS_PER_ERA);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    (year, month, day)
+}
+
+fn write_two(number: i64, out: &mut Vec<u8>) {
+    format(out, format_args!("{number:02}"));
+}
+
+fn format(out: &mut Vec<u8>, arguments: std::fmt::Arguments<'_>) {
+    out.write_fmt(arguments).expect("writing to a vector cannot fail");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        String::from_utf8(out).expect("ASCII")
+    }
+
+    #[test]
+    fn dates_are_written_as_postgresql_writes_them() {
+        let check = |days, expected: &str| assert_eq!(text(|out| write_date(days, out)), expected);
+        check(0, "1970-01-01");
+        check(-1, "1969-12-31");
+        check(11_016, "2000-02-29");
+        check(20_779, "2026-11-22");
+        check(-719_162, "0001-01-01");
+        check(-719_163, "0001-12-31 BC");
+        check(-2_440_550, "4714-11-24 BC");
+        check(106_751_991, "294247-01-10");
+        check(i32::MAX, "infinity");
+        check(i32::MIN, "-infinity");
+    }
+
+    #[test]
+    fn timestamps_keep_microseconds_and_eras() {
+        let check =
+            |micros, expected: &str| assert_eq!(text(|out| write_timestamp(micros, out)), expected);
+        check(0, "1970-01-01 00:00:00");
+        check(-1, "1969-12-31 23:59:59.999999");
+        check(1_500_000, "1970-01-01 00:00:01.5");
+        check(9_223_371_331_199_999_999, "294246-12-31 23:59:59.999999");
+        check(i64::MAX, "infinity");
+    }
+
+    #[test]
+    fn times_reach_24_hours() {
+        let check =
+            |micros, expected: &str| assert_eq!(text(|out| write_time(micros, out)), expected);
+        check(0, "00:00:00");
+        check(86_400_000_000, "24:00:00");
+        check(45_296_000_001, "12:34:56.000001");
+    }
+}

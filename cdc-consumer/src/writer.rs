@@ -1,0 +1,130 @@
+//! A writer: one connection, one batch after the other.
+//!
+//! It waits out infrastructure failures itself, since nothing that was read may be lost meanwhile, and
+//! reports what came of each batch.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Instant;
+
+use service::health::Readiness;
+use sqlx::PgConnection;
+use tokio::sync::mpsc::Receiver;
+
+use crate::apply::{self, Applied, ApplyError, Attempt, Care, Target};
+use crate::batch::Batch;
+use crate::database::Database;
+use crate::fence;
+use crate::metrics;
+use crate::pipeline::SessionError;
+use crate::recovery::{self, Backoff, Recovery};
+
+/// What came of a batch.
+#[derive(Debug)]
+pub enum Report {
+    Applied(Box<Applied>),
+    /// Somebody else owns a partition of the batch.
+    Fenced,
+    Failed(Box<SessionError>),
+}
+
+/// What a writer needs.
+pub struct Writer {
+    /// Which of the session's writers this is.
+    pub number: usize,
+    pub database: Database,
+    pub target: Arc<Target>,
+    pub readiness: Readiness,
+    pub reports: Sender<(usize, Report)>,
+}
+
+impl Writer {
+    /// Applies batches until the channel closes or a batch cannot be applied.
+    pub async fn run(self, mut batches: Receiver<Batch>) {
+        let mut connection = None;
+        while let Some(batch) = batches.recv().await {
+            let report = match self.apply(&mut connection, &batch).await {
+                Ok(Attempt::Applied(applied)) => Report::Applied(applied),
+                Ok(Attempt::Fenced) => Report::Fenced,
+                Err(error) => Report::Failed(Box::new(error)),
+            };
+            let goes_on = matches!(report, Report::Applied(_));
+            // A pipeline that is gone wants no reports.
+            if self.reports.send((self.number, report)).is_err() || !goes_on {
+                return;
+            }
+        }
+    }
+
+    /// Tries until the batch is applied, fenced off, or its failure is not one that passes.
+    async fn apply(
+        &self,
+        connection: &mut Option<PgConnection>,
+        batch: &Batch,
+    ) -> Result<Attempt, SessionError> {
+        let mut backoff = Backoff::default();
+        let mut care = Care::Sets;
+        loop {
+            let started = Instant::now();
+            let error = match self.attempt(connection, batch, care, &backoff).await {
+                Ok(attempt) => {
+                    metrics::batch(batch.record_count, started.elapsed());
+                    self.recovered(&backoff);
+                    return Ok(attempt);
+                }
+                Err(error) => error,
+            };
+            match recovery::of_session(&error) {
+                Recovery::Quarantine if care == Care::Sets => care = Care::Rows,
+                Recovery::Quarantine | Recovery::Halt => return Err(error),
+                Recovery::Retry => {
+                    // After any failure the connection's state is unknown: begin with a new one.
+                    *connection = None;
+                    self.failing(&backoff, &error);
+                    tokio::time::sleep(backoff.pause()).await;
+                }
+            }
+        }
+    }
+
+    /// One attempt. After a failure, first whether the last attempt did commit: a commit whose answer
+    /// was lost is not guessed about, the offsets are asked.
+    async fn attempt(
+        &self,
+        slot: &mut Option<PgConnection>,
+        batch: &Batch,
+        care: Care,
+        backoff: &Backoff,
+    ) -> Result<Attempt, SessionError> {
+        let connection = match slot {
+            Some(connection) => connection,
+            None => slot.insert(self.database.connect_to(self.target.generation).await?),
+        };
+        if !backoff.fresh() && fence::settled(connection, &batch.claims).await? {
+            tracing::info!("a commit without an answer had taken effect");
+            return Ok(Attempt::Applied(Box::new(apply::settled(batch))));
+        }
+        Ok(apply::apply(connection, &self.target, batch, care).await?)
+    }
+
+    fn failing(&self, backoff: &Backoff, error: &SessionError) {
+        let error = service::telemetry::chain(error).to_string();
+        if backoff.fresh() {
+            tracing::warn!(error, "a batch waits for the database");
+        }
+        self.readiness.block("database", error);
+    }
+
+    fn recovered(&self, backoff: &Backoff) {
+        if !backoff.fresh() {
+            tracing::info!("the database takes batches again");
+            self.readiness.clear("database");
+        }
+    }
+}
+
+impl From<ApplyError> for SessionError {
+    fn from(error: ApplyError) -> Self {
+        Self::Apply(error)
+    }
+}
