@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -16,6 +16,9 @@ use crate::proc_table;
 
 /// A log that has grown beyond this is put aside at the next start; one old log is kept.
 const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// The first line of every run in a log that several runs share.
+const START_MARK: &str = "==== started by devstack ====";
 
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
@@ -163,10 +166,12 @@ fn open_log(log: &Path) -> io::Result<File> {
     if fs::metadata(log).is_ok_and(|metadata| metadata.len() > LOG_BYTES_MAX) {
         fs::rename(log, log.with_extension("log.old"))?;
     }
-    File::options().create(true).append(true).open(log)
+    let mut file = File::options().create(true).append(true).open(log)?;
+    writeln!(file, "{START_MARK}")?;
+    Ok(file)
 }
 
-/// The last `lines` lines of a log, for an error message.
+/// The last `lines` lines that the latest run left in its log, for an error message.
 pub(crate) fn tail(log: &Path, lines: usize) -> String {
     const TAIL_BYTES: u64 = 64 * 1024;
     let read = || -> io::Result<String> {
@@ -179,7 +184,8 @@ pub(crate) fn tail(log: &Path, lines: usize) -> String {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
     let text = read().unwrap_or_default();
-    let all: Vec<&str> = text.lines().collect();
+    let latest = text.rsplit_once(START_MARK).map_or(&*text, |(_, latest)| latest.trim_start());
+    let all: Vec<&str> = latest.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
@@ -240,6 +246,8 @@ mod tests {
         fs::write(&log, "one\ntwo\nthree\n").unwrap();
         assert_eq!(tail(&log, 2), "two\nthree");
         assert_eq!(tail(&log, 9), "one\ntwo\nthree");
+        fs::write(&log, format!("old\n{START_MARK}\nnew\n")).unwrap();
+        assert_eq!(tail(&log, 9), "new");
         assert_eq!(tail(Path::new("/nonexistent"), 9), "");
     }
 }

@@ -40,7 +40,7 @@ pub enum StackError {
     Prepare { program: String, output: String },
     #[error("{program} did not end in time")]
     PrepareSlow { program: String },
-    #[error("{service} needs port {port}, which is in use by {}", owner_text(.owner.as_ref()))]
+    #[error("{service} needs port {port}, which is in use by {}; if that is another clone's stack, say ./dev down there", owner_text(.owner.as_ref()))]
     PortInUse { service: Service, port: u16, owner: Option<Owner> },
     #[error("{service} ended before it was healthy; the end of {}:\n{tail}", .log.display())]
     Ended { service: Service, log: PathBuf, tail: String },
@@ -156,15 +156,20 @@ impl Stack {
     }
 
     async fn spawn(&self, service: Service) -> Result<(), StackError> {
+        self.ports_free(service).await?;
+        self.create_directories()?;
+        let launch = launch::prepare(&self.places, service).await?;
+        let log = self.places.log(&service.to_string());
+        Running::spawn(&launch, &log, &self.pid_file(service))?;
+        Ok(())
+    }
+
+    pub(crate) async fn ports_free(&self, service: Service) -> Result<(), StackError> {
         for port in service.ports() {
             if port::in_use(port).await {
                 return Err(StackError::PortInUse { service, port, owner: port::owner(port) });
             }
         }
-        self.create_directories()?;
-        let launch = launch::prepare(&self.places, service).await?;
-        let log = self.places.log(&service.to_string());
-        Running::spawn(&launch, &log, &self.pid_file(service))?;
         Ok(())
     }
 

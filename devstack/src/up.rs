@@ -35,6 +35,16 @@ pub enum Extent {
     Everything,
 }
 
+impl Extent {
+    fn services(self) -> impl Iterator<Item = Service> {
+        let count = match self {
+            Self::Servers => 4,
+            Self::Everything => Service::STANDARD.len(),
+        };
+        Service::STANDARD.into_iter().take(count)
+    }
+}
+
 impl Stack {
     /// Brings the stack up; what runs and is healthy stays as it is. Programs that were rebuilt
     /// are not restarted: say `restart`, or `down` first.
@@ -45,6 +55,10 @@ impl Stack {
             Extent::Servers => &["migrate"],
             Extent::Everything => &["migrate", "user-api", "post-api", "cdc-consumer"],
         };
+        // Before minutes of fetching and building, not after them.
+        for service in extent.services().filter(|&service| self.running(service).is_none()) {
+            self.ports_free(service).await?;
+        }
         let servers = async {
             fetch::fetch_all(&self.places, progress).await?;
             let storage = async {
