@@ -1,2 +1,33 @@
-//! post-api
-fn main() {}
+//! The post service's process.
+
+mod settings;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use service::{database, metrics, server, shutdown, telemetry};
+
+use crate::settings::Settings;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Settings::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = %telemetry::chain(error.as_ref()), "post-api failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(settings: Settings) -> anyhow::Result<()> {
+    telemetry::init("post-api", settings.log_format, &settings.log_filter)?;
+    let metrics = metrics::install(&[])?;
+    let shutdown = shutdown::token()?;
+    let pool = database::pool("post-api", &settings.database_url, settings.connections.get())?;
+    let listener = server::listen(settings.listen).await?;
+    let router = post_api::app(pool.clone(), settings.view_wait).merge(metrics::router(metrics));
+    server::serve(listener, router, shutdown).await?;
+    pool.close().await;
+    Ok(())
+}

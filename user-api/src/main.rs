@@ -1,2 +1,33 @@
-//! user-api
-fn main() {}
+//! The user service's process.
+
+mod settings;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use service::{database, metrics, server, shutdown, telemetry};
+
+use crate::settings::Settings;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Settings::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = %telemetry::chain(error.as_ref()), "user-api failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(settings: Settings) -> anyhow::Result<()> {
+    telemetry::init("user-api", settings.log_format, &settings.log_filter)?;
+    let metrics = metrics::install(&[])?;
+    let shutdown = shutdown::token()?;
+    let pool = database::pool("user-api", &settings.database_url, settings.connections.get())?;
+    let listener = server::listen(settings.listen).await?;
+    let router = user_api::app(pool.clone()).merge(metrics::router(metrics));
+    server::serve(listener, router, shutdown).await?;
+    pool.close().await;
+    Ok(())
+}

@@ -1,0 +1,228 @@
+//! `/api/posts` and `/api/posts/{id}`.
+
+use axum::extract::State;
+use axum::http::header::LOCATION;
+use axum::http::{StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json as JsonAnswer, Router};
+use service::page::PageQuery;
+use service::precondition::{IfMatch, etag};
+use service::problem::FieldError;
+use service::{Json, Path, Problem, Query, database};
+use sqlx::PgPool;
+
+use crate::Service;
+use crate::post::{ChangedPost, NewPost, Post, PostBody, PostRow};
+use crate::waiting::until;
+
+const LIST_LIMIT_DEFAULT: i64 = 100;
+const LIST_LIMIT_MAX: i64 = 1000;
+
+/// The routes of posts.
+pub(crate) fn router() -> Router<Service> {
+    Router::new()
+        .route("/api/posts", get(list).post(create))
+        .route("/api/posts/{id}", get(read).put(update).delete(delete))
+        .route("/api/posts/by-department/{department}", get(by_department))
+}
+
+async fn list(
+    State(service): State<Service>,
+    uri: Uri,
+    Query(query): Query<PageQuery>,
+) -> Result<Response, Problem> {
+    let page = query.page(LIST_LIMIT_DEFAULT, LIST_LIMIT_MAX)?;
+    let rows = sqlx::query_as!(
+        PostRow,
+        r#"select p.id, p.title, p.content, p.author_id, p.created_at, p.updated_at, p.version,
+             u.user_id as "user_id?", u.name as "name?", u.email as "email?",
+             u.department as "department?", u.status as "status?"
+         from posts as p
+         left join user_view as u on u.user_id = p.author_id
+         where p.id > $1
+         order by p.id
+         limit $2"#,
+        page.after(),
+        page.fetch_limit(),
+    )
+    .fetch_all(&service.pool)
+    .await
+    .map_err(database::problem)?;
+    let posts: Vec<_> = rows.into_iter().map(Post::from).collect();
+    Ok(page.answer(&uri, posts, |post| post.id))
+}
+
+async fn by_department(
+    State(service): State<Service>,
+    uri: Uri,
+    Path(department): Path<String>,
+    Query(query): Query<PageQuery>,
+) -> Result<Response, Problem> {
+    let page = query.page(LIST_LIMIT_DEFAULT, LIST_LIMIT_MAX)?;
+    let rows = sqlx::query_as!(
+        PostRow,
+        r#"select p.id, p.title, p.content, p.author_id, p.created_at, p.updated_at, p.version,
+             u.user_id as "user_id?", u.name as "name?", u.email as "email?",
+             u.department as "department?", u.status as "status?"
+         from posts as p
+         join user_view as u on u.user_id = p.author_id
+         where u.department = $1 and p.id > $2
+         order by p.id
+         limit $3"#,
+        department,
+        page.after(),
+        page.fetch_limit(),
+    )
+    .fetch_all(&service.pool)
+    .await
+    .map_err(database::problem)?;
+    let posts: Vec<_> = rows.into_iter().map(Post::from).collect();
+    Ok(page.answer(&uri, posts, |post| post.id))
+}
+
+async fn create(
+    State(service): State<Service>,
+    Json(body): Json<PostBody>,
+) -> Result<impl IntoResponse, Problem> {
+    let new = body.create()?;
+    let post = until(service.view_wait, Option::is_some, || insert(&service.pool, &new))
+        .await
+        .map_err(database::problem)?
+        .ok_or_else(|| {
+            let message = format!("is {}, a user that is not known here", new.author_id);
+            Problem::invalid(vec![FieldError::new("authorId", message)])
+        })?;
+    let location = [(LOCATION, format!("/api/posts/{}", post.id))];
+    Ok((StatusCode::CREATED, location, etag(post.version), JsonAnswer(post)))
+}
+
+/// Inserts the post if its author is in the view: one statement, so that no author can leave
+/// between the question and the insert, and none is inserted twice by asking again.
+async fn insert(pool: &PgPool, new: &NewPost) -> Result<Option<Post>, sqlx::Error> {
+    let row = sqlx::query_as!(
+        PostRow,
+        r#"with author as (
+             select user_id, name, email, department, status
+             from user_view
+             where user_id = $3
+         ), created as (
+             insert into posts (title, content, author_id)
+             select $1, $2, user_id
+             from author
+             returning id, title, content, author_id, created_at, updated_at, version
+         )
+         select id, title, content, author_id, created_at, updated_at, version,
+             user_id as "user_id?", name as "name?", email as "email?",
+             department as "department?", status as "status?"
+         from created
+         cross join author"#,
+        new.title,
+        new.content,
+        new.author_id,
+    )
+    .fetch_optional(pool)
+    .await?;
+    Ok(row.map(Post::from))
+}
+
+async fn read(
+    State(service): State<Service>,
+    Path(id): Path<i64>,
+) -> Result<impl IntoResponse, Problem> {
+    let row = sqlx::query_as!(
+        PostRow,
+        r#"select p.id, p.title, p.content, p.author_id, p.created_at, p.updated_at, p.version,
+             u.user_id as "user_id?", u.name as "name?", u.email as "email?",
+             u.department as "department?", u.status as "status?"
+         from posts as p
+         left join user_view as u on u.user_id = p.author_id
+         where p.id = $1"#,
+        id,
+    )
+    .fetch_optional(&service.pool)
+    .await
+    .map_err(database::problem)?;
+    let post = row.map(Post::from).ok_or_else(|| unknown(id))?;
+    Ok((etag(post.version), JsonAnswer(post)))
+}
+
+async fn update(
+    State(service): State<Service>,
+    Path(id): Path<i64>,
+    if_match: IfMatch,
+    Json(body): Json<PostBody>,
+) -> Result<impl IntoResponse, Problem> {
+    let ChangedPost { title, content, author_id } = body.update(id)?;
+    // clock_timestamp, not now: of two updates that met at the row lock, the later one must not
+    // carry the earlier time.
+    let row = sqlx::query_as!(
+        PostRow,
+        r#"with changed as (
+             update posts
+             set title = $3, content = $4,
+                 updated_at = clock_timestamp(), version = version + 1
+             where id = $1
+                 and ($2::bigint[] is null or version = any ($2))
+                 and author_id = coalesce($5, author_id)
+             returning id, title, content, author_id, created_at, updated_at, version
+         )
+         select p.id, p.title, p.content, p.author_id, p.created_at, p.updated_at, p.version,
+             u.user_id as "user_id?", u.name as "name?", u.email as "email?",
+             u.department as "department?", u.status as "status?"
+         from changed as p
+         left join user_view as u on u.user_id = p.author_id"#,
+        id,
+        if_match.versions() as Option<&[i64]>,
+        title,
+        content,
+        author_id,
+    )
+    .fetch_optional(&service.pool)
+    .await
+    .map_err(database::problem)?;
+    match row.map(Post::from) {
+        Some(post) => Ok((etag(post.version), JsonAnswer(post))),
+        None => Err(missed(&service.pool, id, author_id).await),
+    }
+}
+
+async fn delete(
+    State(service): State<Service>,
+    Path(id): Path<i64>,
+    if_match: IfMatch,
+) -> Result<StatusCode, Problem> {
+    let deleted = sqlx::query!(
+        "delete from posts
+         where id = $1 and ($2::bigint[] is null or version = any ($2))",
+        id,
+        if_match.versions() as Option<&[i64]>,
+    )
+    .execute(&service.pool)
+    .await
+    .map_err(database::problem)?;
+    if deleted.rows_affected() == 0 {
+        return Err(missed(&service.pool, id, None).await);
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Why a conditional change found no row: it is not there, has another author, or another version.
+async fn missed(pool: &PgPool, id: i64, author_id: Option<i64>) -> Problem {
+    let found = sqlx::query_scalar!("select author_id from posts where id = $1", id)
+        .fetch_optional(pool)
+        .await;
+    match found {
+        Ok(Some(kept)) if author_id.is_some_and(|author_id| author_id != kept) => {
+            let message = format!("must be {kept} or left out: a post keeps its author");
+            Problem::invalid(vec![FieldError::new("authorId", message)])
+        }
+        Ok(Some(_)) => IfMatch::failed(),
+        Ok(None) => unknown(id),
+        Err(error) => database::problem(error),
+    }
+}
+
+fn unknown(id: i64) -> Problem {
+    Problem::not_found(format!("there is no post {id}"))
+}

@@ -1,0 +1,138 @@
+//! Questions about the views: `/api/posts/users`, `/api/posts/stats/departments`.
+
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json as JsonAnswer, Router};
+use serde::{Deserialize, Serialize};
+use service::page::PageQuery;
+use service::precondition::etag;
+use service::{Path, Problem, Query, database, timestamp};
+use sqlx::PgPool;
+use time::OffsetDateTime;
+
+use crate::Service;
+use crate::waiting::until;
+
+/// Most users in one answer, and how many a request gets that does not say. More follow under the
+/// address in the `Link` header.
+const USER_LIMIT_MAX: i64 = 10_000;
+
+/// The routes of views.
+pub(crate) fn router() -> Router<Service> {
+    Router::new()
+        .route("/api/posts/users", get(users))
+        .route("/api/posts/users/{id}", get(user))
+        .route("/api/posts/stats/departments", get(departments))
+}
+
+/// A user as the view has him.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct UserRow {
+    id: i64,
+    name: Option<String>,
+    email: Option<String>,
+    department: Option<String>,
+    status: Option<String>,
+    #[serde(serialize_with = "timestamp::serialize_option")]
+    created_at: Option<OffsetDateTime>,
+    #[serde(serialize_with = "timestamp::serialize_option")]
+    updated_at: Option<OffsetDateTime>,
+    version: Option<i64>,
+    #[serde(serialize_with = "timestamp::serialize_option")]
+    last_processed_at: Option<OffsetDateTime>,
+}
+
+/// Users of one department.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DepartmentRow {
+    department: String,
+    user_count: i64,
+    active_count: i64,
+    #[serde(serialize_with = "timestamp::serialize")]
+    updated_at: OffsetDateTime,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct UserQuery {
+    min_version: Option<i64>,
+}
+
+async fn users(
+    State(service): State<Service>,
+    uri: Uri,
+    Query(query): Query<PageQuery>,
+) -> Result<Response, Problem> {
+    let page = query.page(USER_LIMIT_MAX, USER_LIMIT_MAX)?;
+    let users = sqlx::query_as!(
+        UserRow,
+        r#"select user_id as "id!", name, email, department, status,
+             created_at, updated_at, version, last_processed_at
+         from user_view
+         where user_id > $1
+         order by user_id
+         limit $2"#,
+        page.after(),
+        page.fetch_limit(),
+    )
+    .fetch_all(&service.pool)
+    .await
+    .map_err(database::problem)?;
+    Ok(page.answer(&uri, users, |user| user.id))
+}
+
+/// With `minVersion` the answer is at least as new as that version, or 504 if the view does not
+/// get there in time. That is how a client reads its own write.
+async fn user(
+    State(service): State<Service>,
+    Path(id): Path<i64>,
+    Query(query): Query<UserQuery>,
+) -> Result<Response, Problem> {
+    let version_min = query.min_version.unwrap_or(i64::MIN);
+    let wait = query.min_version.map_or(Duration::ZERO, |_| service.view_wait);
+    let new_enough = |user: &Option<UserRow>| {
+        user.as_ref().is_some_and(|user| user.version.unwrap_or(i64::MIN) >= version_min)
+    };
+    let user =
+        until(wait, new_enough, || find(&service.pool, id)).await.map_err(database::problem)?;
+    if user.is_some() && !new_enough(&user) {
+        return Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, "view-behind", "View is behind")
+            .detail(format!("the view does not show version {version_min} of user {id} yet")));
+    }
+    let user = user.ok_or_else(|| Problem::not_found(format!("there is no user {id} here")))?;
+    let tag = user.version.map(etag);
+    Ok((tag, JsonAnswer(user)).into_response())
+}
+
+async fn find(pool: &PgPool, id: i64) -> Result<Option<UserRow>, sqlx::Error> {
+    sqlx::query_as!(
+        UserRow,
+        r#"select user_id as "id!", name, email, department, status,
+             created_at, updated_at, version, last_processed_at
+         from user_view
+         where user_id = $1"#,
+        id,
+    )
+    .fetch_optional(pool)
+    .await
+}
+
+async fn departments(State(service): State<Service>) -> Result<impl IntoResponse, Problem> {
+    let departments = sqlx::query_as!(
+        DepartmentRow,
+        r#"select department as "department!", user_count as "user_count!",
+             active_count as "active_count!", updated_at as "updated_at!"
+         from department_stats
+         order by department"#,
+    )
+    .fetch_all(&service.pool)
+    .await
+    .map_err(database::problem)?;
+    Ok(JsonAnswer(departments))
+}

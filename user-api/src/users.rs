@@ -1,0 +1,189 @@
+//! `/api/users`.
+
+use axum::extract::State;
+use axum::http::header::LOCATION;
+use axum::http::{StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json as JsonAnswer, Router};
+use serde::Serialize;
+use service::page::PageQuery;
+use service::precondition::{IfMatch, etag};
+use service::problem::FieldError;
+use service::{Json, Path, Problem, Query, database, timestamp};
+use sqlx::PgPool;
+use time::OffsetDateTime;
+
+use crate::user_body::{User, UserBody};
+
+const LIST_LIMIT_DEFAULT: i64 = 100;
+const LIST_LIMIT_MAX: i64 = 1000;
+
+/// The routes of users.
+pub(crate) fn router(pool: PgPool) -> Router {
+    Router::new()
+        .route("/api/users", get(list).post(create))
+        .route("/api/users/{id}", get(read).put(update).delete(delete))
+        .with_state(pool)
+}
+
+/// A user as every answer shows it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct UserRow {
+    id: i64,
+    name: String,
+    email: String,
+    department: String,
+    status: String,
+    #[serde(serialize_with = "timestamp::serialize")]
+    created_at: OffsetDateTime,
+    #[serde(serialize_with = "timestamp::serialize")]
+    updated_at: OffsetDateTime,
+    version: i64,
+}
+
+async fn list(
+    State(pool): State<PgPool>,
+    uri: Uri,
+    Query(query): Query<PageQuery>,
+) -> Result<Response, Problem> {
+    let page = query.page(LIST_LIMIT_DEFAULT, LIST_LIMIT_MAX)?;
+    let users = sqlx::query_as!(
+        UserRow,
+        "select id, name, email, department, status, created_at, updated_at, version
+         from users
+         where id > $1
+         order by id
+         limit $2",
+        page.after(),
+        page.fetch_limit(),
+    )
+    .fetch_all(&pool)
+    .await
+    .map_err(database::problem)?;
+    Ok(page.answer(&uri, users, |user| user.id))
+}
+
+async fn create(
+    State(pool): State<PgPool>,
+    Json(body): Json<UserBody>,
+) -> Result<impl IntoResponse, Problem> {
+    let User { name, email, department, status } = body.create()?;
+    let user = sqlx::query_as!(
+        UserRow,
+        "insert into users (name, email, department, status)
+         values ($1, $2, $3, coalesce($4, 'ACTIVE'))
+         returning id, name, email, department, status, created_at, updated_at, version",
+        name,
+        email,
+        department,
+        status,
+    )
+    .fetch_one(&pool)
+    .await
+    .map_err(refused)?;
+    let location = [(LOCATION, format!("/api/users/{}", user.id))];
+    Ok((StatusCode::CREATED, location, etag(user.version), JsonAnswer(user)))
+}
+
+async fn read(
+    State(pool): State<PgPool>,
+    Path(id): Path<i64>,
+) -> Result<impl IntoResponse, Problem> {
+    let user = sqlx::query_as!(
+        UserRow,
+        "select id, name, email, department, status, created_at, updated_at, version
+         from users
+         where id = $1",
+        id,
+    )
+    .fetch_optional(&pool)
+    .await
+    .map_err(database::problem)?
+    .ok_or_else(|| unknown(id))?;
+    Ok((etag(user.version), JsonAnswer(user)))
+}
+
+async fn update(
+    State(pool): State<PgPool>,
+    Path(id): Path<i64>,
+    if_match: IfMatch,
+    Json(body): Json<UserBody>,
+) -> Result<impl IntoResponse, Problem> {
+    let User { name, email, department, status } = body.update(id)?;
+    // clock_timestamp, not now: of two updates that met at the row lock, the later one must not
+    // carry the earlier time.
+    let user = sqlx::query_as!(
+        UserRow,
+        "update users
+         set name = $3, email = $4, department = $5, status = coalesce($6, status),
+             updated_at = clock_timestamp(), version = version + 1
+         where id = $1 and ($2::bigint[] is null or version = any ($2))
+         returning id, name, email, department, status, created_at, updated_at, version",
+        id,
+        if_match.versions() as Option<&[i64]>,
+        name,
+        email,
+        department,
+        status,
+    )
+    .fetch_optional(&pool)
+    .await
+    .map_err(refused)?;
+    match user {
+        Some(user) => Ok((etag(user.version), JsonAnswer(user))),
+        None => Err(missed(&pool, id).await),
+    }
+}
+
+async fn delete(
+    State(pool): State<PgPool>,
+    Path(id): Path<i64>,
+    if_match: IfMatch,
+) -> Result<StatusCode, Problem> {
+    let deleted = sqlx::query!(
+        "delete from users
+         where id = $1 and ($2::bigint[] is null or version = any ($2))",
+        id,
+        if_match.versions() as Option<&[i64]>,
+    )
+    .execute(&pool)
+    .await
+    .map_err(database::problem)?;
+    if deleted.rows_affected() == 0 {
+        return Err(missed(&pool, id).await);
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Why a conditional change found no row: it is not there, or has another version.
+async fn missed(pool: &PgPool, id: i64) -> Problem {
+    match sqlx::query_scalar!("select version from users where id = $1", id)
+        .fetch_optional(pool)
+        .await
+    {
+        Ok(Some(_)) => IfMatch::failed(),
+        Ok(None) => unknown(id),
+        Err(error) => database::problem(error),
+    }
+}
+
+fn unknown(id: i64) -> Problem {
+    Problem::not_found(format!("there is no user {id}"))
+}
+
+/// Uniqueness is not looked up first: two requests could both find nothing. The constraint knows.
+fn refused(error: sqlx::Error) -> Problem {
+    match database::violated(&error) {
+        Some("users_email_key") => {
+            database::conflict("duplicate-email", "E-mail address is taken", error)
+                .detail("another user has this e-mail address")
+        }
+        Some("users_status_check") => {
+            Problem::invalid(vec![FieldError::new("status", "is not a status that users have")])
+                .cause(error)
+        }
+        Some(_) | None => database::problem(error),
+    }
+}

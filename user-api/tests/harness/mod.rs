@@ -1,0 +1,125 @@
+//! One database per test, made by the migrations, and a service on top of it. Shared with the tests
+//! of the post service, which are the same kind of test.
+
+use std::str::FromStr;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::{HeaderMap, Request, StatusCode};
+use serde_json::Value;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, PgPool};
+use tower::ServiceExt;
+use uuid::Uuid;
+
+/// The service under test.
+#[derive(Clone)]
+pub(crate) struct Api {
+    router: Router,
+    /// The service's own pool.
+    pub(crate) pool: PgPool,
+}
+
+/// What came back.
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Value,
+}
+
+/// Creates a database by `migrate`, runs `test` on it, and drops it whatever happened. The server
+/// is the one that the environment variable `url_name` names.
+pub(crate) async fn with_database<F>(
+    url_name: &str,
+    role: &str,
+    migrate: impl AsyncFnOnce(&str),
+    test: impl FnOnce(PgPool) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let admin = admin_options(url_name);
+    let name = format!("{role}_{}", Uuid::new_v4().simple());
+    let admin_url = admin.clone().database(&name).to_url_lossy().to_string();
+    migrate(&admin_url).await;
+
+    let options = admin.clone().database(&name).username(role).password(role);
+    let url = options.to_url_lossy().to_string();
+    let pool = service::database::pool("test", &url.into(), 4).unwrap();
+    let outcome = tokio::spawn(test(pool)).await;
+
+    let mut server = admin.database("postgres").connect().await.unwrap();
+    let drop = format!("drop database {name} with (force)");
+    sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut server).await.unwrap();
+    outcome.unwrap();
+}
+
+#[expect(clippy::disallowed_methods, reason = "tests take the server's address from outside")]
+fn admin_options(url_name: &str) -> PgConnectOptions {
+    let url = std::env::var(url_name)
+        .unwrap_or_else(|_| panic!("{url_name} must name a superuser's database"));
+    PgConnectOptions::from_str(&url).unwrap()
+}
+
+impl Api {
+    pub(crate) fn new(router: Router, pool: PgPool) -> Self {
+        Self { router, pool }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.raw("GET", path, &[], vec![]).await
+    }
+
+    pub(crate) async fn send(&self, method: &str, path: &str, body: &Value) -> Answer {
+        self.send_with(method, path, &[], body).await
+    }
+
+    pub(crate) async fn send_with(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &Value,
+    ) -> Answer {
+        let json = [("content-type", "application/json")];
+        let body = if body.is_null() { vec![] } else { body.to_string().into_bytes() };
+        self.raw(method, path, &[headers, &json].concat(), body).await
+    }
+
+    pub(crate) async fn raw(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> Answer {
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Body::from(body)).unwrap();
+        let (parts, body) = self.router.clone().oneshot(request).await.unwrap().into_parts();
+        let body = to_bytes(body, usize::MAX).await.unwrap();
+        let body =
+            if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
+        Answer { status: parts.status, headers: parts.headers, body }
+    }
+
+    /// Makes the database unreachable for the service, for good.
+    pub(crate) async fn cut_database(&self) {
+        self.pool.close().await;
+    }
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers[name].to_str().unwrap()
+    }
+
+    #[track_caller]
+    pub(crate) fn is_problem(&self, status: u16, code: &str) {
+        assert_eq!(self.status.as_u16(), status, "{}", self.body);
+        assert_eq!(self.header("content-type"), "application/problem+json");
+        assert_eq!(self.body["type"], format!("urn:problem:{code}"));
+        assert_eq!(self.body["status"], status);
+    }
+}

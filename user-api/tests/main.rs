@@ -1,0 +1,261 @@
+//! The user service over a real database: requests in, answers out.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod harness;
+
+use axum::http::StatusCode;
+use migrate::Passwords;
+use serde_json::{Value, json};
+
+use crate::harness::{Answer, Api, with_database};
+
+async fn with_api<F>(test: impl FnOnce(Api) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let migrate = async |url: &str| migrate::users(url, &Passwords::development()).await.unwrap();
+    with_database("USER_DATABASE_ADMIN_URL", "user_api", migrate, |pool| {
+        test(Api::new(user_api::app(pool.clone()), pool))
+    })
+    .await;
+}
+
+fn hong() -> Value {
+    json!({ "name": "홍길동", "email": "hong@example.com", "department": "개발팀", "status": "ACTIVE" })
+}
+
+async fn created(api: &Api, user: &Value) -> Answer {
+    let answer = api.send("POST", "/api/users", user).await;
+    assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.body);
+    answer
+}
+
+#[tokio::test]
+async fn a_user_is_created_read_changed_and_deleted_as_in_the_original_readme() {
+    with_api(async |api| {
+        let answer = created(&api, &hong()).await;
+        let id = answer.body["id"].as_i64().unwrap();
+        assert_eq!(answer.header("location"), format!("/api/users/{id}"));
+        assert_eq!(answer.header("etag"), "\"1\"");
+        for (field, value) in hong().as_object().unwrap() {
+            assert_eq!(&answer.body[field], value);
+        }
+        assert_eq!(answer.body["version"], 1);
+        let created_at = answer.body["createdAt"].as_str().unwrap().to_owned();
+        assert!(created_at.len() == 27 && created_at.ends_with('Z'), "{created_at}");
+
+        let path = format!("/api/users/{id}");
+        let read = api.get(&path).await;
+        assert_eq!((read.status, &read.body), (StatusCode::OK, &answer.body));
+
+        let change = json!({
+            "id": id, "name": "modi_장웅", "email": "last_changwng@example.com",
+            "department": "개발팀", "status": "ACTIVE",
+            "createdAt": "2025-07-17T06:03:43.792924968",
+            "updatedAt": "2025-07-17T06:03:43.793003009"
+        });
+        let changed = api.send("PUT", &path, &change).await;
+        assert_eq!(changed.status, StatusCode::OK, "{}", changed.body);
+        assert_eq!(changed.header("etag"), "\"2\"");
+        assert_eq!(changed.body["name"], "modi_장웅");
+        assert_eq!(changed.body["version"], 2);
+        assert_eq!(changed.body["createdAt"], created_at);
+        assert!(changed.body["updatedAt"].as_str().unwrap() > created_at.as_str());
+
+        let deleted = api.send("DELETE", &path, &Value::Null).await;
+        assert_eq!((deleted.status, &deleted.body), (StatusCode::NO_CONTENT, &Value::Null));
+        for method in ["GET", "DELETE"] {
+            let gone = api.send(method, &path, &Value::Null).await;
+            gone.is_problem(404, "not-found");
+        }
+        api.send("PUT", &path, &change).await.is_problem(404, "not-found");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_status_left_out_is_active_at_first_and_kept_later() {
+    with_api(async |api| {
+        let mut user = json!({ "name": " 장웅 ", "email": "a@example.com", "department": "팀" });
+        let answer = created(&api, &user).await;
+        assert_eq!(answer.body["status"], "ACTIVE");
+        assert_eq!(answer.body["name"], "장웅");
+        let path = answer.header("location").to_owned();
+        user["status"] = json!("SUSPENDED");
+        assert_eq!(api.send("PUT", &path, &user).await.body["status"], "SUSPENDED");
+        user["status"] = Value::Null;
+        assert_eq!(api.send("PUT", &path, &user).await.body["status"], "SUSPENDED");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_email_belongs_to_one_user() {
+    with_api(async |api| {
+        created(&api, &hong()).await;
+        api.send("POST", "/api/users", &hong()).await.is_problem(409, "duplicate-email");
+        let mut other = hong();
+        other["email"] = json!("other@example.com");
+        let path = created(&api, &other).await.header("location").to_owned();
+        let conflict = api.send("PUT", &path, &hong()).await;
+        conflict.is_problem(409, "duplicate-email");
+        assert!(!conflict.body.to_string().contains("users_email_key"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_change_of_an_outdated_version_is_refused() {
+    with_api(async |api| {
+        let path = created(&api, &hong()).await.header("location").to_owned();
+        let put = async |tag| api.send_with("PUT", &path, &[("if-match", tag)], &hong()).await;
+        assert_eq!(put("\"1\"").await.status, StatusCode::OK);
+        put("\"1\"").await.is_problem(412, "version-changed");
+        assert_eq!(put("*").await.status, StatusCode::OK);
+        assert_eq!(put("\"2\", \"3\"").await.body["version"], 4);
+        let delete =
+            async |tag| api.send_with("DELETE", &path, &[("if-match", tag)], &Value::Null).await;
+        delete("\"3\"").await.is_problem(412, "version-changed");
+        assert_eq!(delete("\"4\"").await.status, StatusCode::NO_CONTENT);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_list_is_read_page_by_page() {
+    with_api(async |api| {
+        assert_eq!(api.get("/api/users").await.body, json!([]));
+        for n in 0..5 {
+            let mut user = hong();
+            user["email"] = json!(format!("hong{n}@example.com"));
+            created(&api, &user).await;
+        }
+        let mut path = "/api/users?limit=2".to_owned();
+        let mut sizes = vec![];
+        let mut ids = vec![];
+        loop {
+            let page = api.get(&path).await;
+            let users = page.body.as_array().unwrap();
+            sizes.push(users.len());
+            ids.extend(users.iter().map(|user| user["id"].as_i64().unwrap()));
+            let Some(link) = page.headers.get("link") else { break };
+            let link = link.to_str().unwrap();
+            path = link.strip_prefix('<').unwrap().split('>').next().unwrap().to_owned();
+        }
+        assert_eq!(sizes, [2, 2, 1]);
+        assert!(ids.is_sorted() && ids.len() == 5, "{ids:?}");
+        for query in ["limit=0", "limit=1001", "limit=x", "after=x"] {
+            api.get(&format!("/api/users?{query}")).await.is_problem(400, "bad-request");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_field_that_cannot_be_stored_is_named() {
+    with_api(async |api| {
+        let path = created(&api, &hong()).await.header("location").to_owned();
+        let long = |length: usize| "가".repeat(length);
+        let email = format!("a@{}.com", "b".repeat(254));
+        for (field, value) in [
+            ("name", json!(null)),
+            ("name", json!("")),
+            ("name", json!(" \t")),
+            ("name", json!(long(201))),
+            ("name", json!("a\u{0}b")),
+            ("name", json!(7)),
+            ("name", json!(["홍"])),
+            ("email", json!(null)),
+            ("email", json!("")),
+            ("email", json!("hong")),
+            ("email", json!("hong@")),
+            ("email", json!(email)),
+            ("department", json!(null)),
+            ("department", json!("")),
+            ("department", json!(long(101))),
+            ("status", json!("active")),
+            ("status", json!("GONE")),
+            ("status", json!("")),
+            ("status", json!(true)),
+            ("id", json!("seven")),
+        ] {
+            let mut user = hong();
+            user[field] = value.clone();
+            for (method, path) in [("POST", "/api/users"), ("PUT", path.as_str())] {
+                let answer = api.send(method, path, &user).await;
+                answer.is_problem(422, "invalid-fields");
+                assert_eq!(answer.body["errors"][0]["field"], field, "{value}");
+            }
+        }
+        let mut longest = hong();
+        longest["name"] = json!(long(200));
+        longest["department"] = json!(long(100));
+        assert_eq!(api.send("PUT", &path, &longest).await.status, StatusCode::OK);
+
+        let mut other_id = hong();
+        other_id["id"] = json!(999_999);
+        let answer = api.send("PUT", &path, &other_id).await;
+        answer.is_problem(422, "invalid-fields");
+        assert_eq!(answer.body["errors"][0]["field"], "id");
+
+        let all = api.send("POST", "/api/users", &json!({})).await;
+        assert_eq!(all.body["errors"].as_array().unwrap().len(), 3, "{}", all.body);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_body_or_address_that_cannot_be_read_is_refused() {
+    with_api(async |api| {
+        let post = async |body: &[u8], kind: &'static str| {
+            api.raw("POST", "/api/users", &[("content-type", kind)], body.to_vec()).await
+        };
+        let json = "application/json";
+        for body in [
+            b"".as_slice(),
+            b"not json",
+            b"{\"name\":",
+            b"{\"name\":\"\xff\"}",
+            br#"{"name":"\ud800"}"#,
+            br#"{"name":"\udc00\ud800"}"#,
+        ] {
+            post(body, json).await.is_problem(400, "bad-request");
+        }
+        for body in ["[]", "7", "\"text\"", "null"] {
+            post(body.as_bytes(), json).await.is_problem(422, "invalid-fields");
+        }
+        let large = json!({ "name": "a".repeat(64 * 1024) }).to_string();
+        post(large.as_bytes(), json).await.is_problem(413, "body-too-large");
+        post(b"{}", "text/plain").await.is_problem(415, "unsupported-media-type");
+        let bare = api.raw("POST", "/api/users", &[], b"{}".to_vec()).await;
+        bare.is_problem(415, "unsupported-media-type");
+
+        for id in ["0", "-1", "999999", "9223372036854775807"] {
+            api.get(&format!("/api/users/{id}")).await.is_problem(404, "not-found");
+        }
+        for id in ["abc", "9223372036854775808", "1.5", "%00", "%ff"] {
+            api.get(&format!("/api/users/{id}")).await.is_problem(400, "bad-request");
+        }
+        api.get("/nowhere").await.is_problem(404, "not-found");
+        api.send("PATCH", "/api/users", &hong()).await.is_problem(405, "method-not-allowed");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_its_database_the_service_lives_but_is_not_ready() {
+    with_api(async |api| {
+        for path in ["/health/live", "/health/ready"] {
+            assert_eq!(api.get(path).await.status, StatusCode::OK);
+        }
+        api.cut_database().await;
+        assert_eq!(api.get("/health/live").await.status, StatusCode::OK);
+        let ready = api.get("/health/ready").await;
+        assert_eq!(ready.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(ready.body["reasons"][0].as_str().unwrap().starts_with("database: "));
+        let answer = api.send("POST", "/api/users", &hong()).await;
+        answer.is_problem(503, "unavailable");
+        assert!(answer.headers.contains_key("retry-after"));
+    })
+    .await;
+}
