@@ -1,6 +1,8 @@
 //! A batch takes effect: one transaction, offsets first, then rows. The only place that makes an
 //! [`Applied`].
 
+use std::sync::Arc;
+
 use sqlx::postgres::PgBindIterExt;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgTransaction, Row};
 
@@ -14,6 +16,7 @@ use crate::sql::Statements;
 
 /// Proof that a batch is in the database. What `commit` tells the broker.
 #[derive(Debug)]
+#[expect(clippy::manual_non_exhaustive, reason = "nobody else in this crate may make one either")]
 pub struct Applied {
     pub claims: Vec<Claim>,
     /// Per view, in the order of the declaration.
@@ -172,7 +175,7 @@ impl ViewWork<'_> {
     ) -> Result<(), ApplyError> {
         if let Some(position) = self.view.truncated_at {
             for statement in &self.statements().truncate {
-                let statement = sqlx::query(AssertSqlSafe(statement.clone()));
+                let statement = sqlx::query(AssertSqlSafe(Arc::clone(statement)));
                 let done =
                     statement.bind(position.epoch).bind(position.lsn).execute(&mut **tx).await;
                 done.map_err(|source| self.write_error(source))?;
@@ -278,7 +281,7 @@ impl ViewWork<'_> {
         entries: &[Entry],
     ) -> Result<u64, ApplyError> {
         let columns: Vec<usize> = (0..self.view.rows().width()).collect();
-        let query = self.bind(self.statements().upsert.clone(), &columns, entries);
+        let query = self.bind(Arc::clone(&self.statements().upsert), &columns, entries);
         let done = query.execute(&mut **tx).await.map_err(|source| self.write_error(source))?;
         Ok(done.rows_affected())
     }
@@ -290,7 +293,7 @@ impl ViewWork<'_> {
         entries: &[Entry],
     ) -> Result<u64, ApplyError> {
         let columns: Vec<usize> = (0..self.view.key_width()).collect();
-        let query = self.bind(self.statements().delete.clone(), &columns, entries);
+        let query = self.bind(Arc::clone(&self.statements().delete), &columns, entries);
         let row = query.fetch_one(&mut **tx).await.map_err(|source| self.write_error(source))?;
         let stale: i64 = row.try_get(0).map_err(|source| self.write_error(source))?;
         Ok(stale.unsigned_abs())
@@ -326,7 +329,7 @@ impl ViewWork<'_> {
 
     fn bind<'q>(
         &'q self,
-        statement: std::sync::Arc<str>,
+        statement: Arc<str>,
         columns: &[usize],
         entries: &'q [Entry],
     ) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments> {

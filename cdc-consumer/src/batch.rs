@@ -270,7 +270,7 @@ mod tests {
         let mut batch = Batch::new([(1, 2)]);
         let view = &mut batch.views[0];
         for (offset, (key, value, action, lsn)) in (0..).zip(changes) {
-            let mut row_writer = |row: &mut RowWriter<'_>| {
+            let row_writer = |row: &mut RowWriter<'_>| {
                 let text = |text: &str| {
                     let text = text.to_owned();
                     move |out: &mut Vec<u8>| {
@@ -289,7 +289,7 @@ mod tests {
                 offset,
                 source_time_micros: 0,
             };
-            view.add(entry, &mut row_writer).expect("infallible");
+            view.add(entry, row_writer).expect("infallible");
         }
         let left = view.entries().iter().map(|entry| {
             let value = view.rows().cell(entry.row, 1);

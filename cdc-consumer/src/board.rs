@@ -1,6 +1,6 @@
 //! What the process knows of itself, for the status page, the metrics and readiness.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -121,9 +121,9 @@ impl Board {
     }
 
     /// A subscribed topic does not exist: the connector makes it with the first change. Logged once.
-    pub fn waiting_for_topic(&self, topics: &HashSet<&str>) {
+    pub fn waiting_for_topic(&self, topics: &BTreeSet<&str>) {
         let mut state = self.state();
-        let assigned: HashSet<&str> =
+        let assigned: BTreeSet<&str> =
             state.partitions.keys().map(|(topic, _)| topic.as_str()).collect();
         let missing: Vec<&str> = topics.difference(&assigned).copied().collect();
         let reason = format!("waiting for topic {} to exist", missing.join(", "));

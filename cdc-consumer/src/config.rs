@@ -26,7 +26,7 @@ pub struct KafkaSettings {
     #[arg(long, env = "CONSUMER_INSTANCE")]
     pub consumer_instance: Option<String>,
 
-    /// plaintext, ssl, sasl_plaintext or sasl_ssl
+    /// `plaintext`, `ssl`, `sasl_plaintext` or `sasl_ssl`
     #[arg(long, env = "KAFKA_SECURITY_PROTOCOL", default_value = "plaintext")]
     pub kafka_security_protocol: String,
 
@@ -134,8 +134,8 @@ pub struct LimitSettings {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Logs")]
 pub struct LogSettings {
-    /// Which log lines to write, for example info,cdc_consumer=debug
-    #[arg(long, env = "LOG_FILTER", default_value = "info", global = true)]
+    /// Which log lines to write, for example `info,cdc_consumer=debug`
+    #[arg(long, env = "RUST_LOG", default_value = "info,sqlx=warn", global = true)]
     pub log_filter: String,
 
     /// text or json

@@ -3,7 +3,7 @@
 //! Holds the compiled plans. Asks for a schema it does not have instead of fetching it: this module does
 //! no I/O and never waits.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::batch::{Action, Batch, Entry, Refused};
@@ -53,7 +53,7 @@ pub enum DecodeError {
         schema_id: u32,
         table: String,
         #[source]
-        source: PlanError,
+        source: Box<PlanError>,
     },
     #[error(
         "a change in topic {topic} has no record key: the source table has no primary key; \
@@ -138,11 +138,11 @@ impl Decoder {
         value_schema: u32,
     ) -> Result<Option<u32>, DecodeError> {
         let Some(View { spec, table }) = self.views.get(view) else { return Ok(None) };
-        let plan_error = |schema_id, source| DecodeError::Plan {
+        let plan_error = |schema_id, source: PlanError| DecodeError::Plan {
             topic: spec.topic.clone(),
             schema_id,
             table: table.name.clone(),
-            source,
+            source: Box::new(source),
         };
         if !self.values.contains_key(&(view, value_schema)) {
             let Some(schema) = self.schemas.get(&value_schema) else {
@@ -281,6 +281,6 @@ fn ignore(batch: &mut Batch, view: usize) {
 }
 
 /// The topics a consumer of these views reads.
-pub fn topics(views: &[View]) -> HashSet<&str> {
+pub fn topics(views: &[View]) -> BTreeSet<&str> {
     views.iter().map(|view| view.spec.topic.as_str()).collect()
 }

@@ -31,9 +31,8 @@ pub enum Recovery {
 /// Decides about a batch that was not applied.
 pub fn of_apply(error: &ApplyError) -> Recovery {
     match error {
-        ApplyError::Transaction(source) => of_database(source),
         ApplyError::Write { source, .. } if blames_values(source) => Recovery::Quarantine,
-        ApplyError::Write { source, .. } => of_database(source),
+        ApplyError::Transaction(source) | ApplyError::Write { source, .. } => of_database(source),
         ApplyError::Fence(error) => of_fence(error),
         ApplyError::Quarantine(error) => of_quarantine(error),
     }

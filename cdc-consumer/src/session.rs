@@ -197,7 +197,7 @@ impl Session {
                     self.writers.iter_mut().for_each(WriterLink::hand_over);
                     match consumer.poll(self.poll_wait()) {
                         Some(Ok(message)) => {
-                            self.take(&source::record(&message), || message.detach())?
+                            self.take(&source::record(&message), || message.detach())?;
                         }
                         Some(Err(error)) => self.on_poll_error(&error)?,
                         None => {}

@@ -188,6 +188,9 @@ impl ClientContext for Group {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        if names_no_topic(&error) {
+            return; // `poll` reports it too, and the pipeline says which topic
+        }
         self.board.broker_trouble(&error, reason);
     }
 }
