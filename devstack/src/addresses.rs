@@ -23,6 +23,8 @@ pub const POST_DATABASE: &str = "materialized_view_db";
 pub const REGISTRY_DATABASE: &str = "apicurio";
 
 pub const TOPICS: [&str; 2] = ["user-events", "post-events"];
+/// Partitions of each of [`TOPICS`]; as many consumers share the work at most.
+pub const TOPIC_PARTITIONS: u16 = 4;
 pub const CONNECTORS: [&str; 2] = ["users", "posts"];
 pub const CONSUMER_GROUP: &str = "post-service-streams";
 

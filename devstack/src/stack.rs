@@ -16,6 +16,7 @@ use crate::port::{self, Owner};
 use crate::process::{ProcessError, Running, tail};
 use crate::service::Service;
 use crate::settings::{Places, Settings};
+use crate::tools::ToolError;
 
 /// Between two looks at something that is awaited.
 pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -56,6 +57,8 @@ pub enum StackError {
     RegistryDatabase(#[from] sqlx::Error),
     #[error(transparent)]
     Artefact(#[from] ArtefactError),
+    #[error(transparent)]
+    Tool(#[from] ToolError),
     #[error(transparent)]
     Process(#[from] ProcessError),
     #[error("{step} failed:\n{output}")]

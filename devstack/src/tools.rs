@@ -3,14 +3,15 @@
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::process::Command;
 
-use crate::addresses::{HOST, KAFKA_PORT};
+use tokio::process::Command as TokioCommand;
+
+use crate::addresses::{HOST, KAFKA_PORT, TOPIC_PARTITIONS};
 use crate::artefact::ArtefactError;
 use crate::configuration;
 use crate::fetch::Installed;
-use crate::java::{tool_archive, tool_archive_options, tool_options};
+use crate::java::{tool_archive, tool_archive_options, tool_options, with_path};
 use crate::settings::Places;
 
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +26,7 @@ pub enum ToolError {
     Artefact(#[from] ArtefactError),
 }
 
-const ARCHIVE_DEADLINE: Duration = Duration::from_secs(30);
+const LOG4J_OPTION: &str = "-Dlog4j2.configurationFile=";
 
 /// How a tool is told where the cluster is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -82,13 +83,11 @@ pub fn kafka_tool(places: &Places, name: &str, args: &[String]) -> Result<Comman
     if !kafka.exists() {
         return Err(ToolError::NotFetched);
     }
-    let log4j = places.state.join("tools-log4j2.xml");
-    fs::write(&log4j, configuration::log4j("WARN", "SYSTEM_ERR"))
-        .map_err(|source| ToolError::File { path: log4j.clone(), source })?;
+    let log4j = write_log4j(places)?;
     let mut command = Command::new(&places.java);
     command
         .args(tool_options(places))
-        .arg(format!("-Dlog4j2.configurationFile={}", log4j.display()))
+        .arg(with_path(LOG4J_OPTION, &log4j))
         .arg("-cp")
         .arg(kafka.join("*"))
         .arg(class)
@@ -96,29 +95,43 @@ pub fn kafka_tool(places: &Places, name: &str, args: &[String]) -> Result<Comman
     Ok(command)
 }
 
-/// Runs a tool once against the running broker to keep the classes it loaded: later runs start in
-/// half the time. Nothing depends on it, so a failure is no error.
-pub(crate) async fn archive_classes(places: &Places) {
-    let archive = tool_archive(places);
-    let incoming = archive.with_extension("incoming");
-    let Ok(installed) = Installed::locate(places) else { return };
-    let run = tokio::process::Command::new(&places.java)
-        .args(tool_archive_options(&incoming))
+/// The command that creates a topic of the system as the connectors would, at their first change:
+/// a consumer is ready only when its topics exist. The first run keeps the classes it loads.
+pub(crate) fn create_topic(places: &Places, topic: &str) -> Result<TokioCommand, ToolError> {
+    let log4j = write_log4j(places)?;
+    let options = if tool_archive(places).exists() {
+        tool_options(places)
+    } else {
+        tool_archive_options(&incoming_archive(places))
+    };
+    let mut command = TokioCommand::new(&places.java);
+    command
+        .args(options)
+        .arg(with_path(LOG4J_OPTION, &log4j))
         .arg("-cp")
-        .arg(installed.kafka.join("*"))
-        .args(["org.apache.kafka.tools.consumer.group.ConsumerGroupCommand", "--list"])
-        .arg("--bootstrap-server")
-        .arg(format!("{HOST}:{KAFKA_PORT}"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .status();
-    let status = tokio::time::timeout(ARCHIVE_DEADLINE, run).await;
-    if status.is_ok_and(|status| status.is_ok_and(|status| status.success())) {
-        // Under its final name it is complete: tools that start meanwhile do without.
-        fs::rename(incoming, archive).ok();
-    }
+        .arg(Installed::locate(places)?.kafka.join("*"))
+        .args(["org.apache.kafka.tools.TopicCommand", "--create", "--if-not-exists"])
+        .args(["--topic", topic, "--partitions", &TOPIC_PARTITIONS.to_string()])
+        .args(["--config", "cleanup.policy=compact"])
+        .args(["--bootstrap-server", &format!("{HOST}:{KAFKA_PORT}")]);
+    Ok(command)
+}
+
+/// Puts the archive of a finished [`create_topic`] in its place. Under its final name it is
+/// complete; nothing depends on it, so a failure only costs time later.
+pub(crate) fn adopt_class_archive(places: &Places) {
+    fs::rename(incoming_archive(places), tool_archive(places)).ok();
+}
+
+fn incoming_archive(places: &Places) -> PathBuf {
+    tool_archive(places).with_extension("incoming")
+}
+
+fn write_log4j(places: &Places) -> Result<PathBuf, ToolError> {
+    let log4j = places.state.join("tools-log4j2.xml");
+    fs::write(&log4j, configuration::log4j("WARN", "SYSTEM_ERR"))
+        .map_err(|source| ToolError::File { path: log4j.clone(), source })?;
+    Ok(log4j)
 }
 
 fn find(name: &str) -> Option<(&'static str, Cluster)> {

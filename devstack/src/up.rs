@@ -8,9 +8,8 @@ use tokio::process::Command;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::addresses::environment;
+use crate::addresses::{TOPICS, environment};
 use crate::fetch::{self, ignore_absent};
-use crate::java::tool_archive;
 use crate::launch::connect_secrets_file;
 use crate::process::tail;
 use crate::progress::Progress;
@@ -20,6 +19,7 @@ use crate::tools;
 
 /// From nothing, on two cores.
 const BUILD_DEADLINE: Duration = Duration::from_mins(30);
+const TOPIC_DEADLINE: Duration = Duration::from_mins(1);
 const MIGRATE_DEADLINE: Duration = Duration::from_mins(2);
 const REGISTER_DEADLINE: Duration = Duration::from_mins(3);
 
@@ -67,6 +67,7 @@ impl Stack {
             };
             let streams = async {
                 self.start_step(Service::Kafka, progress).await?;
+                self.create_topics(progress).await?;
                 self.start_step(Service::Connect, progress).await
             };
             tokio::try_join!(storage, streams)
@@ -76,9 +77,6 @@ impl Stack {
         started?;
         built?;
         self.migrate(progress).await?;
-        if !tool_archive(&self.places).exists() {
-            tools::archive_classes(&self.places).await;
-        }
         if extent == Extent::Everything {
             tokio::try_join!(
                 self.register(progress),
@@ -135,6 +133,19 @@ impl Stack {
         // this very command may be about to migrate.
         command.env("SQLX_OFFLINE", "true");
         self.step("build", command, BUILD_DEADLINE, "programs built", progress).await
+    }
+
+    /// A topic that has a partition on the broker's disk needs no slow question.
+    async fn create_topics(&self, progress: &Progress) -> Result<(), StackError> {
+        for topic in TOPICS {
+            if self.places.state.join(format!("kafka/data/{topic}-0")).exists() {
+                continue;
+            }
+            let command = tools::create_topic(&self.places, topic)?;
+            self.step("topics", command, TOPIC_DEADLINE, topic, progress).await?;
+            tools::adopt_class_archive(&self.places);
+        }
+        Ok(())
     }
 
     async fn migrate(&self, progress: &Progress) -> Result<(), StackError> {
