@@ -8,10 +8,11 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, PgTransaction, Row};
 
 use crate::batch::{Action, Batch, Claim, Counts, Entry, ViewBatch};
 use crate::database::Generation;
+use crate::decode::View;
 use crate::fence::{self, FenceError};
 use crate::quarantine::{self, Fault, QuarantineError};
+use crate::refetch::RecordFetcher;
 use crate::rows::CellText;
-use crate::source::RecordFetcher;
 use crate::sql::Statements;
 
 /// Proof that a batch is in the database. What `commit` tells the broker.
@@ -81,6 +82,24 @@ pub struct Target {
     pub fetcher: RecordFetcher,
 }
 
+impl Target {
+    /// The statements for views whose tables were just read.
+    pub fn new(
+        views: &[View],
+        generation: Generation,
+        dead_letters_max: i64,
+        fetcher: RecordFetcher,
+    ) -> Self {
+        Self {
+            statements: views.iter().map(|view| Statements::new(&view.table)).collect(),
+            tables: views.iter().map(|view| view.table.name.clone()).collect(),
+            generation,
+            dead_letters_max,
+            fetcher,
+        }
+    }
+}
+
 /// Applies one batch.
 pub async fn apply(
     connection: &mut PgConnection,
@@ -100,7 +119,8 @@ pub async fn apply(
             ViewWork { target, index, view, care, faults: vec![], outcome: Outcome::default() };
         work.apply(&mut tx, &parked).await?;
         let ViewWork { faults, mut outcome, .. } = work;
-        let Counts { folded, stale, ignored } = view.counts;
+        let Counts { folded, stale, ignored, truncations } = view.counts;
+        outcome.applied += truncations;
         outcome.folded += folded;
         outcome.stale += stale;
         outcome.ignored += ignored;
@@ -117,7 +137,7 @@ pub async fn apply(
 /// changes were stale was in the lost answer; they count as applied.
 pub fn settled(batch: &Batch) -> Applied {
     let outcomes = batch.views.iter().enumerate().map(|(index, view)| Outcome {
-        applied: view.entries().len() as u64,
+        applied: view.entries().len() as u64 + view.counts.truncations,
         folded: view.counts.folded,
         stale: view.counts.stale,
         ignored: view.counts.ignored,
@@ -147,7 +167,9 @@ struct Step {
     entries: Vec<Entry>,
 }
 
+#[derive(Clone)]
 enum StepKind {
+    Erase,
     Delete,
     Upsert,
     /// Upserts whose `kept` columns the source did not send.
@@ -196,6 +218,7 @@ impl ViewWork<'_> {
     }
 
     fn steps(&mut self, parked: &quarantine::Parked) -> Vec<Step> {
+        let mut erasures = Vec::new();
         let mut deletes = Vec::new();
         let mut upserts = Vec::new();
         let mut partials: Vec<(Vec<usize>, Vec<Entry>)> = Vec::new();
@@ -205,6 +228,7 @@ impl ViewWork<'_> {
                 continue;
             }
             match entry.action {
+                Action::Erase => erasures.push(*entry),
                 Action::Delete => deletes.push(*entry),
                 Action::Upsert if self.view.rows().complete(entry.row) => upserts.push(*entry),
                 Action::Upsert => {
@@ -220,6 +244,7 @@ impl ViewWork<'_> {
             .into_iter()
             .map(|(kept, entries)| Step { kind: StepKind::Partial { kept }, entries });
         [
+            Step { kind: StepKind::Erase, entries: erasures },
             Step { kind: StepKind::Delete, entries: deletes },
             Step { kind: StepKind::Upsert, entries: upserts },
         ]
@@ -234,6 +259,12 @@ impl ViewWork<'_> {
         let stale = match &step.kind {
             StepKind::Upsert => total.saturating_sub(self.upsert(tx, &step.entries).await?),
             StepKind::Delete => self.delete(tx, &step.entries).await?,
+            StepKind::Erase => {
+                let removed = self.erase(tx, &step.entries).await?;
+                self.outcome.applied += removed;
+                self.outcome.ignored += total.saturating_sub(removed);
+                return Ok(());
+            }
             StepKind::Partial { kept } => return self.partial(tx, kept, &step.entries).await,
         };
         self.outcome.stale += stale;
@@ -259,11 +290,7 @@ impl ViewWork<'_> {
                         self.faults.push(Fault::refused(self.index, self.view, entry, &source));
                     } else {
                         let half = step.entries.split_off(step.entries.len() / 2);
-                        let kind = match &step.kind {
-                            StepKind::Delete => StepKind::Delete,
-                            StepKind::Upsert => StepKind::Upsert,
-                            StepKind::Partial { kept } => StepKind::Partial { kept: kept.clone() },
-                        };
+                        let kind = step.kind.clone();
                         waiting.push(Step { kind, entries: half });
                         waiting.push(step);
                     }
@@ -282,6 +309,18 @@ impl ViewWork<'_> {
     ) -> Result<u64, ApplyError> {
         let columns: Vec<usize> = (0..self.view.rows().width()).collect();
         let query = self.bind(Arc::clone(&self.statements().upsert), &columns, entries);
+        let done = query.execute(&mut **tx).await.map_err(|source| self.write_error(source))?;
+        Ok(done.rows_affected())
+    }
+
+    /// Rows that lone tombstones removed.
+    async fn erase(
+        &self,
+        tx: &mut PgTransaction<'_>,
+        entries: &[Entry],
+    ) -> Result<u64, ApplyError> {
+        let columns: Vec<usize> = (0..self.view.key_width()).collect();
+        let query = self.bind(Arc::clone(&self.statements().erase), &columns, entries);
         let done = query.execute(&mut **tx).await.map_err(|source| self.write_error(source))?;
         Ok(done.rows_affected())
     }

@@ -14,6 +14,10 @@ use crate::source::{self, BrokerOffsets};
 
 /// How long batches under way may take when partitions must be given up or the process ends.
 const SETTLE_MAX: Duration = Duration::from_secs(10);
+/// Pause between two looks at whether our partitions are still ours, while nothing is applied.
+const CHECK_EVERY: Duration = Duration::from_secs(3);
+/// A database that does not answer this question in time will be asked again.
+const CHECK_MAX: Duration = Duration::from_secs(2);
 
 impl Session {
     /// Takes over partitions: asks the database where each continues, then reads from there.
@@ -66,6 +70,31 @@ impl Session {
             };
             Ok::<_, SessionError>(fence::acquire(connection, wanted, owner).await?)
         })
+    }
+
+    /// Notices without any record that somebody moved our offsets or another generation became current.
+    pub(crate) fn check_ownership_when_due(&mut self) -> Result<(), SessionError> {
+        if self.checked_at.elapsed() < CHECK_EVERY || self.owned.is_empty() {
+            return Ok(());
+        }
+        self.checked_at = Instant::now();
+        let Self { control, owned, generation, runtime, .. } = self;
+        // Without a connection the next acquisition or the writers deal with the database.
+        let Some(connection) = control else { return Ok(()) };
+        let owned: Vec<_> =
+            owned.iter().map(|(partition, owned)| (partition, owned.progress.epoch)).collect();
+        let asked = runtime.block_on(async {
+            let asked = fence::still_ours(connection, &owned, *generation);
+            tokio::time::timeout(CHECK_MAX, asked).await
+        });
+        match asked {
+            Ok(Ok(true)) => Ok(()),
+            Ok(Ok(false)) => Err(SessionError::Fenced),
+            Ok(Err(_)) | Err(_) => {
+                *control = None;
+                Ok(())
+            }
+        }
     }
 
     /// Gives partitions up, after what was read from them is applied: the next owner need not repeat it.

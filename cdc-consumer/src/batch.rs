@@ -12,6 +12,9 @@ use crate::rows::{CellText, RowId, RowWriter, Rows};
 pub enum Action {
     Upsert,
     Delete,
+    /// A tombstone whose delete was compacted away: the row goes, whatever it shows. The entry's position
+    /// only bounds it: a row above came from another partition, and later.
+    Erase,
 }
 
 /// The last change of one key in a batch.
@@ -24,6 +27,20 @@ pub struct Entry {
     pub claim: usize,
     pub offset: i64,
     pub source_time_micros: i64,
+}
+
+impl Entry {
+    /// An upsert at a place in the log, to be filled in.
+    pub fn at(claim: usize, offset: i64) -> Self {
+        Self {
+            action: Action::Upsert,
+            row: RowId::default(),
+            position: SourcePosition::default(),
+            claim,
+            offset,
+            source_time_micros: 0,
+        }
+    }
 }
 
 /// What became of a change when it met its batch.
@@ -56,6 +73,8 @@ pub struct Counts {
     pub folded: u64,
     pub stale: u64,
     pub ignored: u64,
+    /// TRUNCATEs: they end as applied, all in one.
+    pub truncations: u64,
 }
 
 impl ViewBatch {
@@ -131,7 +150,20 @@ impl ViewBatch {
             });
             return Ok(Folded::New);
         };
-        if entry.position < older.position {
+        if entry.action == Action::Erase {
+            self.rows.pop();
+            if older.action != Action::Upsert {
+                self.counts.ignored += 1;
+                return Ok(Folded::Stale);
+            }
+            // The row as just written is what was deleted: just above it, below anything later.
+            older.action = Action::Delete;
+            older.position = older.position.just_above();
+            older.offset = entry.offset;
+            self.counts.folded += 1;
+            return Ok(Folded::Replaced);
+        }
+        if older.action != Action::Erase && entry.position < older.position {
             self.rows.pop();
             self.counts.stale += 1;
             return Ok(Folded::Stale);
@@ -281,14 +313,8 @@ mod tests {
                 row.cell(0, text(key))?;
                 value.map_or(Ok(()), |value| row.cell(1, text(value)))
             };
-            let entry = Entry {
-                action: *action,
-                row: Rows::new(1).push(|_| Ok::<_, ()>(())).expect("infallible"),
-                position: SourcePosition { epoch: 0, lsn: *lsn },
-                claim: 0,
-                offset,
-                source_time_micros: 0,
-            };
+            let position = SourcePosition { epoch: 0, lsn: *lsn };
+            let entry = Entry { action: *action, position, ..Entry::at(0, offset) };
             view.add(entry, row_writer).expect("infallible");
         }
         let left = view.entries().iter().map(|entry| {
@@ -335,6 +361,21 @@ mod tests {
     }
 
     #[test]
+    fn a_lone_tombstone_deletes_what_came_before_it_and_nothing_after() {
+        use Action::{Delete, Erase, Upsert};
+        let check = |changes: &[_], expected: &[&str]| assert_eq!(fold(changes).0, expected);
+        check(
+            &[("1", Some("a"), Upsert, 5), ("1", None, Erase, 90)],
+            &[r#"Delete 1 Text("a") @6"#],
+        );
+        check(&[("1", None, Delete, 5), ("1", None, Erase, 90)], &["Delete 1 Keep @5"]);
+        check(
+            &[("1", None, Erase, 90), ("1", Some("b"), Upsert, 70)],
+            &[r#"Upsert 1 Text("b") @70"#],
+        );
+    }
+
+    #[test]
     fn a_kept_value_comes_from_the_change_before_it() {
         use Action::Upsert;
         let (left, _) = fold(&[("1", Some("long"), Upsert, 1), ("1", None, Upsert, 2)]);
@@ -345,8 +386,7 @@ mod tests {
     fn a_claim_covers_the_holes_before_its_records() {
         let mut batch = Batch::new([]);
         let partition = Partition { topic: "t".into(), number: 0 };
-        let mut progress =
-            Progress { next_offset: 5, epoch: 3, seen_offset: 0, lineage: Lineage::default() };
+        let mut progress = Progress::new(5, 3);
         batch.claim(&partition, &mut progress, 9);
         batch.claim(&partition, &mut progress, 12);
         assert_eq!(batch.claims.len(), 1);

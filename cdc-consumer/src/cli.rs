@@ -2,7 +2,9 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{DatabaseSettings, KafkaSettings, LogSettings, RunSettings};
+use crate::config::{
+    DatabaseSettings, KafkaSettings, LogSettings, RegistrySettings, RunSettings, ViewSettings,
+};
 
 /// Keeps PostgreSQL tables equal to the source tables whose changes Debezium writes to Kafka.
 ///
@@ -37,6 +39,67 @@ pub enum Command {
     /// Show or move the stored offsets
     #[command(subcommand)]
     Offsets(OffsetsCommand),
+
+    /// Look at records that were kept aside, and try them again or drop them
+    #[command(subcommand)]
+    DeadLetters(DeadLettersCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DeadLettersCommand {
+    /// List open dead letters, oldest first
+    List(DeadLetterSettings),
+
+    /// Show one with its record
+    Show(DeadLetterChoice),
+
+    /// Apply one, with everything that waits behind the same key, in order
+    ///
+    /// Needs the cause mended: the column widened, the setting changed. A newer state of the row stays.
+    Retry(Box<RetrySettings>),
+
+    /// Delete one, and give up what it says; what waits behind the same key goes with it
+    Drop(DeadLetterChoice),
+}
+
+/// Where dead letters are.
+#[derive(Debug, Clone, Args)]
+pub struct DeadLetterSettings {
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// One dead letter.
+#[derive(Debug, Clone, Args)]
+pub struct DeadLetterChoice {
+    /// Number of the dead letter, as `list` shows it
+    pub id: i64,
+
+    #[command(flatten)]
+    pub settings: DeadLetterSettings,
+}
+
+/// What a retry needs: it decodes the records again, as they are declared now.
+#[derive(Debug, Clone, Args)]
+pub struct RetrySettings {
+    /// Number of the dead letter, as `list` shows it
+    pub id: i64,
+
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+
+    #[command(flatten)]
+    pub views: ViewSettings,
+
+    #[command(flatten)]
+    pub registry: RegistrySettings,
+
+    #[command(flatten)]
+    pub kafka: KafkaSettings,
 }
 
 #[derive(Debug, Subcommand)]

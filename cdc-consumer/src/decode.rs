@@ -11,7 +11,6 @@ use crate::catalog::Table;
 use crate::envelope::{EnvelopeError, Operation};
 use crate::offsets::{Partition, Progress};
 use crate::plan::{FieldError, PlanError, RowPlan, ValuePlan};
-use crate::rows::RowId;
 use crate::schema::Node;
 use crate::view::ViewSpec;
 use crate::wire::{self, WireError};
@@ -107,10 +106,7 @@ impl Decoder {
         let found = self.views.iter().position(|view| view.spec.topic == record.topic);
         let view = found.ok_or_else(|| DecodeError::UnknownTopic(record.topic.to_owned()))?;
         let Some(value) = record.value else {
-            // A tombstone: it exists for log compaction, the delete before it did the work.
-            batch.claim(partition, progress, record.offset);
-            ignore(batch, view);
-            return Ok(Decoded::Taken);
+            return self.tombstone(record, view, partition, progress, batch);
         };
         let prefixed = match wire::split(value, record.schema_in_headers) {
             Ok(prefixed) => prefixed,
@@ -120,8 +116,10 @@ impl Decoder {
                 return Ok(Decoded::Taken);
             }
         };
-        if let Some(needed) = self.prepare(view, record, prefixed.schema_id)? {
-            return Ok(Decoded::NeedsSchema(needed));
+        let missing =
+            [self.prepare_value(view, prefixed.schema_id)?, self.prepare_key(view, record)?];
+        if let Some(schema_id) = missing.into_iter().flatten().next() {
+            return Ok(Decoded::NeedsSchema(schema_id));
         }
         let outcome = self.take(record, view, prefixed, partition, progress, batch)?;
         if let Err(error) = outcome {
@@ -130,46 +128,80 @@ impl Decoder {
         Ok(Decoded::Taken)
     }
 
-    /// Compiles the plans a record needs, or names the schema that is missing.
-    fn prepare(
+    /// A tombstone exists for log compaction: the delete before it did the work. One that stands alone
+    /// tells that compaction took the delete away, so the row goes now. Read again, it tells nothing:
+    /// what followed it is in the view already.
+    fn tombstone(
+        &mut self,
+        record: &Record<'_>,
+        view: usize,
+        partition: &Partition,
+        progress: &mut Progress,
+        batch: &mut Batch,
+    ) -> Result<Decoded, DecodeError> {
+        let lone = record.key.filter(|key| {
+            record.offset >= progress.seen_offset
+                && !progress.follows_its_delete(record.offset, key)
+        });
+        if lone.is_some()
+            && let Some(schema_id) = self.prepare_key(view, record)?
+        {
+            return Ok(Decoded::NeedsSchema(schema_id));
+        }
+        let position = progress.newest_position();
+        let claim = batch.claim(partition, progress, record.offset);
+        let key = lone.and_then(|key| wire::split(key, false).ok());
+        let plan = key.and_then(|key| Some((key, self.keys.get(&(view, key.schema_id))?)));
+        let Some(view_batch) = batch.views.get_mut(view) else { return Ok(Decoded::Taken) };
+        let Some((key, plan)) = plan else {
+            view_batch.counts.ignored += 1;
+            return Ok(Decoded::Taken);
+        };
+        let entry = Entry { action: Action::Erase, position, ..Entry::at(claim, record.offset) };
+        if let Err(error) = view_batch.add(entry, |row| plan.write(key.body, row)) {
+            self.refuse(record, view, partition, None, &error.into(), batch);
+        }
+        Ok(Decoded::Taken)
+    }
+
+    /// Compiles the plan of a value schema, or names the schema if it is missing.
+    fn prepare_value(&mut self, view: usize, schema_id: u32) -> Result<Option<u32>, DecodeError> {
+        if self.values.contains_key(&(view, schema_id)) {
+            return Ok(None);
+        }
+        let Some(schema) = self.schemas.get(&schema_id) else { return Ok(Some(schema_id)) };
+        let Some(View { spec, table }) = self.views.get(view) else { return Ok(None) };
+        let plan = ValuePlan::compile(schema, spec, table)
+            .map_err(|source| plan_error(spec, table, schema_id, source))?;
+        if !plan.ignored_fields.is_empty() {
+            tracing::info!(
+                kafka.topic = spec.topic,
+                schema.id = schema_id,
+                table = table.name,
+                fields = plan.ignored_fields.join(", "),
+                "source fields without a column are ignored"
+            );
+        }
+        self.values.insert((view, schema_id), plan);
+        Ok(None)
+    }
+
+    /// The same for a record's key. A key without a prefix is found at fault later.
+    fn prepare_key(
         &mut self,
         view: usize,
         record: &Record<'_>,
-        value_schema: u32,
     ) -> Result<Option<u32>, DecodeError> {
-        let Some(View { spec, table }) = self.views.get(view) else { return Ok(None) };
-        let plan_error = |schema_id, source: PlanError| DecodeError::Plan {
-            topic: spec.topic.clone(),
-            schema_id,
-            table: table.name.clone(),
-            source: Box::new(source),
-        };
-        if !self.values.contains_key(&(view, value_schema)) {
-            let Some(schema) = self.schemas.get(&value_schema) else {
-                return Ok(Some(value_schema));
-            };
-            let plan = ValuePlan::compile(schema, spec, table)
-                .map_err(|source| plan_error(value_schema, source))?;
-            if !plan.ignored_fields.is_empty() {
-                tracing::info!(
-                    kafka.topic = spec.topic,
-                    schema.id = value_schema,
-                    table = table.name,
-                    fields = plan.ignored_fields.join(", "),
-                    "source fields without a column are ignored"
-                );
-            }
-            self.values.insert((view, value_schema), plan);
-        }
         let Some(Ok(key)) = record.key.map(|key| wire::split(key, false)) else { return Ok(None) };
-        if !self.keys.contains_key(&(view, key.schema_id)) {
-            let Some(schema) = self.schemas.get(&key.schema_id) else {
-                return Ok(Some(key.schema_id));
-            };
-            let plan = RowPlan::compile_key(schema, spec, table)
-                .map_err(|source| plan_error(key.schema_id, source))?;
-            self.keys.insert((view, key.schema_id), plan);
+        let schema_id = key.schema_id;
+        if self.keys.contains_key(&(view, schema_id)) {
+            return Ok(None);
         }
+        let Some(schema) = self.schemas.get(&schema_id) else { return Ok(Some(schema_id)) };
+        let Some(View { spec, table }) = self.views.get(view) else { return Ok(None) };
+        let plan = RowPlan::compile_key(schema, spec, table)
+            .map_err(|source| plan_error(spec, table, schema_id, source))?;
+        self.keys.insert((view, schema_id), plan);
         Ok(None)
     }
 
@@ -203,19 +235,21 @@ impl Decoder {
             }
             Operation::Truncate => {
                 view_batch.truncated_at = view_batch.truncated_at.max(Some(position));
+                view_batch.counts.truncations += 1;
                 return Ok(Ok(()));
             }
         };
         let Some(key) = record.key else {
             return Err(DecodeError::NoKey { topic: record.topic.to_owned() });
         };
+        if action == Action::Delete {
+            progress.last_delete = Some((record.offset, key.to_vec()));
+        }
         let entry = Entry {
             action,
-            row: RowId::default(),
             position,
-            claim,
-            offset: record.offset,
             source_time_micros: envelope.source_time_micros,
+            ..Entry::at(claim, record.offset)
         };
         Ok(wire::split(key, false).map_err(RecordError::from).and_then(|key| {
             let key_plan = self.keys.get(&(view, key.schema_id));
@@ -226,7 +260,7 @@ impl Decoder {
                 match (action, envelope.after) {
                     (Action::Upsert, Some(after)) => Ok(plan.row.write(after, row)?),
                     (Action::Upsert, None) => Err(RecordError::NoRow),
-                    (Action::Delete, _) => Ok(()),
+                    (Action::Delete | Action::Erase, _) => Ok(()),
                 }
             });
             folded.map(|_| ())
@@ -261,23 +295,15 @@ impl Decoder {
         let table = &self.views.get(view)?.table;
         let mut alone = Batch::new([(table.key_columns().len(), table.width())]);
         let view = alone.views.first_mut()?;
-        let entry = Entry {
-            action: Action::Delete,
-            row: RowId::default(),
-            position: crate::offsets::SourcePosition::default(),
-            claim: 0,
-            offset: 0,
-            source_time_micros: 0,
-        };
+        let entry = Entry::at(0, 0);
         view.add(entry, |row| plan.write(key.body, row)).ok()?;
         view.entries().first().map(|entry| view.key_text(entry))
     }
 }
 
-fn ignore(batch: &mut Batch, view: usize) {
-    if let Some(view) = batch.views.get_mut(view) {
-        view.counts.ignored += 1;
-    }
+fn plan_error(spec: &ViewSpec, table: &Table, schema_id: u32, source: PlanError) -> DecodeError {
+    let (topic, table) = (spec.topic.clone(), table.name.clone());
+    DecodeError::Plan { topic, schema_id, table, source: Box::new(source) }
 }
 
 /// The topics a consumer of these views reads.

@@ -59,11 +59,12 @@ pub async fn acquire(
     let starts: BTreeMap<i64, i32> =
         serde_json::from_str(&row.try_get::<String, _>("source_epochs").map_err(failed)?)
             .map_err(|_| FenceError::Lineage(partition.clone()))?;
+    let next_offset = row.try_get("next_offset").map_err(failed)?;
+    let epoch = row.try_get("epoch").map_err(failed)?;
     Ok(Progress {
-        next_offset: row.try_get("next_offset").map_err(failed)?,
-        epoch: row.try_get("epoch").map_err(failed)?,
         seen_offset: row.try_get("seen_offset").map_err(failed)?,
         lineage: Lineage { starts, lsn_max: row.try_get("source_lsn_max").map_err(failed)? },
+        ..Progress::new(next_offset, epoch)
     })
 }
 
@@ -130,6 +131,31 @@ pub async fn settled(connection: &mut PgConnection, claims: &[Claim]) -> Result<
         .await
         .map_err(FenceError::Read)?;
     Ok(usize::try_from(count) == Ok(claims.len()))
+}
+
+/// Whether partitions are still ours: their epochs are the ones we acquired, in the current generation.
+///
+/// The fence asks the same with every batch; this is for the time without batches.
+pub async fn still_ours(
+    connection: &mut PgConnection,
+    owned: &[(&Partition, i64)],
+    generation: Generation,
+) -> Result<bool, FenceError> {
+    let count: i64 = sqlx::query_scalar(
+        "select count(*)
+         from unnest($1::text[], $2::int[], $3::bigint[]) as c (topic, partition, epoch)
+         join cdc_offset o
+             on o.topic = c.topic and o.partition = c.partition and o.epoch = c.epoch
+         where (select current from public.cdc_generation) = $4",
+    )
+    .bind(owned.iter().map(|(partition, _)| partition.topic.as_str()).collect::<Vec<_>>())
+    .bind(owned.iter().map(|(partition, _)| partition.number).collect::<Vec<_>>())
+    .bind(owned.iter().map(|(_, epoch)| *epoch).collect::<Vec<_>>())
+    .bind(generation)
+    .fetch_one(connection)
+    .await
+    .map_err(FenceError::Read)?;
+    Ok(usize::try_from(count) == Ok(owned.len()))
 }
 
 /// Stored progress of one partition, for people.

@@ -16,6 +16,7 @@ pub mod kind;
 pub mod plan;
 pub mod schema;
 pub mod temporal;
+pub mod text;
 pub mod wire;
 
 pub mod batch;
@@ -34,6 +35,7 @@ pub mod writer;
 mod assignment;
 pub mod pipeline;
 pub mod recovery;
+pub mod refetch;
 pub mod registry;
 mod schema_wait;
 mod session;
@@ -44,5 +46,6 @@ pub mod board;
 pub mod metrics;
 
 pub mod cli;
+pub mod dead_letters;
 pub mod offsets_command;
 pub mod status;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use cdc_consumer::board::Board;
 use cdc_consumer::cli::{Cli, Command, OffsetsCommand};
 use cdc_consumer::config::RunSettings;
-use cdc_consumer::{admin, metrics, offsets_command, pipeline, status};
+use cdc_consumer::{admin, dead_letters, metrics, offsets_command, pipeline, status};
 use clap::Parser;
 use service::health::Readiness;
 use service::{server, shutdown, telemetry};
@@ -28,6 +28,7 @@ async fn execute(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Run(settings) => run(&settings).await,
         Command::Status(settings) => status::status(&settings, &mut stdout()).await,
+        Command::DeadLetters(command) => dead_letters::execute(&command, &mut stdout()).await,
         Command::Offsets(OffsetsCommand::Show(settings)) => {
             status::offsets(&settings, &mut stdout()).await
         }

@@ -49,6 +49,14 @@ pub struct SourcePosition {
     pub lsn: i64,
 }
 
+impl SourcePosition {
+    /// Above this position and below every other: log records begin at multiples of eight.
+    #[must_use]
+    pub fn just_above(self) -> Self {
+        Self { lsn: self.lsn + 1, ..self }
+    }
+}
+
 /// What a partition's owner knows of it. Read from the database on acquisition, then advanced record by
 /// record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +68,8 @@ pub struct Progress {
     /// Highest next offset this partition ever reached. Below it a record is a repetition.
     pub seen_offset: i64,
     pub lineage: Lineage,
+    /// Offset and record key of the delete read last: the tombstone right behind it says nothing new.
+    pub last_delete: Option<(i64, Vec<u8>)>,
 }
 
 /// The lives of the source database a partition has seen: from which offset on, which source epoch.
@@ -99,6 +109,11 @@ pub enum Origin {
 }
 
 impl Progress {
+    /// A partition nothing is known of, to be read from `next_offset` under `epoch`.
+    pub fn new(next_offset: i64, epoch: i64) -> Self {
+        Self { next_offset, epoch, seen_offset: 0, lineage: Lineage::default(), last_delete: None }
+    }
+
     /// Places a change and advances the lineage. Returns its position for the row guard.
     pub fn place(&mut self, offset: i64, lsn: i64, origin: Origin) -> SourcePosition {
         let repeated = offset < self.seen_offset;
@@ -113,6 +128,17 @@ impl Progress {
         SourcePosition { epoch: self.lineage.newest(), lsn }
     }
 
+    /// Whether a tombstone at `offset` follows its own delete. If not, compaction took the delete away.
+    pub fn follows_its_delete(&self, offset: i64, key: &[u8]) -> bool {
+        let last = self.last_delete.as_ref();
+        last.is_some_and(|(delete, deleted)| next_after(*delete) == offset && deleted == key)
+    }
+
+    /// The highest position seen.
+    pub fn newest_position(&self) -> SourcePosition {
+        SourcePosition { epoch: self.lineage.newest(), lsn: self.lineage.lsn_max }
+    }
+
     /// Counts the record at `offset` as handed to a batch.
     pub fn advance(&mut self, offset: i64) {
         self.next_offset = next_after(offset);
@@ -125,7 +151,7 @@ mod tests {
     use super::*;
 
     fn progress() -> Progress {
-        Progress { next_offset: 0, epoch: 1, seen_offset: 0, lineage: Lineage::default() }
+        Progress::new(0, 1)
     }
 
     fn take(progress: &mut Progress, offset: i64, lsn: i64, origin: Origin) -> SourcePosition {

@@ -19,10 +19,10 @@ use crate::decode::{DecodeError, View};
 use crate::fence::FenceError;
 use crate::offsets::Partition;
 use crate::recovery::{self, Backoff, Recovery};
+use crate::refetch::RecordFetcher;
 use crate::registry::{Registry, RegistryError};
 use crate::session::{Parts, Session, WriterLink};
-use crate::source::{self, Group, RecordFetcher, SourceError};
-use crate::sql::Statements;
+use crate::source::{self, Group, SourceError};
 use crate::view::ViewSpec;
 use crate::writer::Writer;
 
@@ -125,14 +125,9 @@ async fn session(
     let views = Arc::new(views(&database, generation, specs).await?);
     board.begin(generation);
 
-    let tables: Vec<&Table> = views.iter().map(|view| &view.table).collect();
-    let target = Arc::new(Target {
-        statements: tables.iter().map(|table| Statements::new(table)).collect(),
-        tables: tables.iter().map(|table| table.name.clone()).collect(),
-        generation,
-        dead_letters_max: i64::from(settings.limits.dead_letters_max),
-        fetcher: RecordFetcher::new(&settings.kafka),
-    });
+    let dead_letters_max = i64::from(settings.limits.dead_letters_max);
+    let fetcher = RecordFetcher::new(&settings.kafka);
+    let target = Arc::new(Target::new(&views, generation, dead_letters_max, fetcher));
     let (report, reports) = mpsc::channel();
     let writers = (0..settings.limits.writers.get()).map(|number| {
         let (sender, receiver) = tokio::sync::mpsc::channel(1);
@@ -170,7 +165,7 @@ async fn session(
 }
 
 /// The declared views with their tables as the catalogue has them now.
-async fn views(
+pub async fn views(
     database: &Database,
     generation: Generation,
     specs: &[ViewSpec],

@@ -10,7 +10,7 @@ use sqlx::{PgTransaction, Row};
 
 use crate::apply::Target;
 use crate::batch::{Batch, Entry, Refused, ViewBatch};
-use crate::source::FetchError;
+use crate::refetch::FetchError;
 
 /// Why records could not be kept aside.
 #[derive(Debug, thiserror::Error)]

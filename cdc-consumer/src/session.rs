@@ -110,6 +110,7 @@ pub(crate) struct Session {
     pub(crate) held: VecDeque<OwnedMessage>,
     pub(crate) uncommitted: HashMap<Partition, i64>,
     committed_at: Instant,
+    pub(crate) checked_at: Instant,
     stuck_since: Option<Instant>,
     paused: bool,
     limits: LimitSettings,
@@ -149,6 +150,7 @@ impl Session {
             held: VecDeque::new(),
             uncommitted: HashMap::new(),
             committed_at: Instant::now(),
+            checked_at: Instant::now(),
             stuck_since: None,
             paused: false,
             limits: settings.limits.clone(),
@@ -177,6 +179,7 @@ impl Session {
         while !self.shutdown.is_cancelled() {
             self.receive_reports()?;
             self.commit_when_due();
+            self.check_ownership_when_due()?;
             self.rebalance()?;
             self.learn_schema()?;
             if !self.wait_for_room()? {

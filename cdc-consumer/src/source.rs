@@ -19,7 +19,7 @@ use crate::decode::Record;
 use crate::offsets::Partition;
 
 /// How long a question to the broker may take.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What we write beside every committed offset. Kafka's `--reset-offsets` writes nothing there, which is
 /// how an operator's reset is told from our own commits.
@@ -53,19 +53,9 @@ pub enum SourceError {
     Expelled(#[source] KafkaError),
 }
 
-/// Why a single record could not be read again.
-#[derive(Debug, thiserror::Error)]
-#[error("could not read record {partition} @ {offset} again")]
-pub struct FetchError {
-    partition: Partition,
-    offset: i64,
-    #[source]
-    source: KafkaError,
-}
-
 /// librdkafka's settings. Those that decide what is delivered are spelled out, each with its reason, even
 /// where they equal the default.
-fn client_config(settings: &KafkaSettings) -> ClientConfig {
+pub(crate) fn client_config(settings: &KafkaSettings) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", &settings.kafka_brokers)
@@ -375,59 +365,6 @@ pub fn schema_in_headers(headers: Option<&impl Headers>) -> bool {
             .iter()
             .any(|header| header.key.starts_with("apicurio.value.") && header.key.ends_with("Id"))
     })
-}
-
-/// A record's key and value.
-pub type RawRecord = (Option<Vec<u8>>, Option<Vec<u8>>);
-
-/// Reads single records again, outside the group.
-#[derive(Debug, Clone)]
-pub struct RecordFetcher {
-    config: ClientConfig,
-}
-
-impl RecordFetcher {
-    pub fn new(settings: &KafkaSettings) -> Self {
-        let mut config = client_config(settings);
-        config
-            .set("group.id", format!("{}-refetch", settings.consumer_group))
-            .set("enable.auto.commit", "false")
-            .set("auto.offset.reset", "error")
-            .set("isolation.level", "read_committed");
-        Self { config }
-    }
-
-    /// The record at an offset; `None` when the broker no longer has it (compacted meanwhile).
-    pub async fn fetch(
-        &self,
-        partition: &Partition,
-        offset: i64,
-    ) -> Result<Option<RawRecord>, FetchError> {
-        let (config, wanted) = (self.config.clone(), partition.clone());
-        let fetched = tokio::task::spawn_blocking(move || fetch(&config, &wanted, offset)).await;
-        let fetched = fetched.unwrap_or(Err(KafkaError::Canceled));
-        fetched.map_err(|source| FetchError { partition: partition.clone(), offset, source })
-    }
-}
-
-fn fetch(
-    config: &ClientConfig,
-    partition: &Partition,
-    offset: i64,
-) -> Result<Option<RawRecord>, KafkaError> {
-    let consumer: BaseConsumer = config.create()?;
-    let mut list = TopicPartitionList::new();
-    list.add_partition_offset(&partition.topic, partition.number, Offset::Offset(offset))?;
-    consumer.assign(&list)?;
-    let deadline = std::time::Instant::now() + REQUEST_TIMEOUT / 2;
-    while std::time::Instant::now() < deadline {
-        let Some(message) = consumer.poll(Duration::from_millis(200)) else { continue };
-        let message = message?;
-        let found = message.offset() == offset;
-        let bytes = |bytes: Option<&[u8]>| bytes.map(<[u8]>::to_vec);
-        return Ok(found.then(|| (bytes(message.key()), bytes(message.payload()))));
-    }
-    Err(KafkaError::Global(RDKafkaErrorCode::OperationTimedOut))
 }
 
 /// A client that belongs to no group, for questions.

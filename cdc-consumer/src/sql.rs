@@ -62,6 +62,9 @@ pub struct Statements {
     pub upsert: Arc<str>,
     /// Parameters: one `text[]` per key column, then epochs, LSNs. Returns how many were stale.
     pub delete: Arc<str>,
+    /// The same parameters. Removes rows up to the given positions, and remembers each just above what it
+    /// showed. Affects as many rows as were removed.
+    pub erase: Arc<str>,
     /// Parameters: epoch, LSN. Removes what the TRUNCATE at that position removed.
     pub truncate: [Arc<str>; 2],
     table: Table,
@@ -72,6 +75,7 @@ impl Statements {
         Self {
             upsert: upsert(table).into(),
             delete: delete(table).into(),
+            erase: erase(table).into(),
             truncate: truncate(table).map(Into::into),
             table: table.clone(),
         }
@@ -204,6 +208,30 @@ fn delete(table: &Table) -> String {
         deleted = deleted_table(table),
         table = quote(&table.name),
         same_key = key_equal(table, "t", "g"),
+    )
+}
+
+/// The deleted-key memory keeps the row's own position and one: a replay of what the row showed is older,
+/// and everything later is newer.
+fn erase(table: &Table) -> String {
+    let keys: Vec<usize> = table.key_columns().collect();
+    let key_names = names(table, keys.iter().copied());
+    let removed: Vec<_> = key_names.iter().map(|key| format!("t.{key}")).collect();
+    let key_names = key_names.join(", ");
+    format!(
+        "with gone as materialized ({input}), \
+         removed as (delete from {table} t using gone g where {same_key} \
+         and (t.{SOURCE_EPOCH}, t.{SOURCE_LSN}) <= (g.{SOURCE_EPOCH}, g.{SOURCE_LSN}) \
+         returning {removed}, t.{SOURCE_EPOCH}, t.{SOURCE_LSN}) \
+         insert into {deleted} as d ({key_names}, {SOURCE_EPOCH}, {SOURCE_LSN}) \
+         select {key_names}, {SOURCE_EPOCH}, {SOURCE_LSN} + 1 from removed order by {key_names} \
+         on conflict ({key_names}) do update set {SOURCE_EPOCH} = excluded.{SOURCE_EPOCH}, \
+         {SOURCE_LSN} = excluded.{SOURCE_LSN}, deleted_at = excluded.deleted_at",
+        input = input(table, &keys),
+        table = quote(&table.name),
+        same_key = key_equal(table, "t", "g"),
+        removed = removed.join(", "),
+        deleted = deleted_table(table),
     )
 }
 

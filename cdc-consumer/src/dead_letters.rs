@@ -1,0 +1,247 @@
+//! `cdc-consumer dead-letters`: records kept aside, and what to do about them.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use serde::Serialize;
+use sqlx::{Connection, FromRow, PgConnection};
+
+use crate::apply::{self, Attempt, Care, Target};
+use crate::batch::Batch;
+use crate::cli::{DeadLetterChoice, DeadLetterSettings, DeadLettersCommand, RetrySettings};
+use crate::config::DatabaseSettings;
+use crate::database::{Database, Generation};
+use crate::decode::{Decoded, Decoder, Record};
+use crate::offsets::{Lineage, Partition, Progress};
+use crate::pipeline;
+use crate::refetch::RecordFetcher;
+use crate::registry::Registry;
+
+#[derive(Debug, Serialize, FromRow)]
+struct DeadLetter {
+    id: i64,
+    view_name: String,
+    topic: String,
+    partition: i32,
+    record_offset: i64,
+    reason: String,
+    error: String,
+    schema_id: Option<i64>,
+    /// When it was kept aside, as PostgreSQL writes it.
+    quarantined_at: String,
+    #[serde(skip)]
+    key_text: Option<String>,
+    #[serde(skip)]
+    record_key: Option<Vec<u8>>,
+    #[serde(skip)]
+    record_value: Option<Vec<u8>>,
+}
+
+const SELECT: &str = "
+    select id, view_name, topic, partition, record_offset, reason, error, schema_id,
+        quarantined_at::text as quarantined_at, key_text, record_key, record_value
+    from cdc_dead_letter";
+
+/// Runs one of the subcommands.
+pub async fn execute(command: &DeadLettersCommand, out: &mut impl Write) -> anyhow::Result<()> {
+    match command {
+        DeadLettersCommand::List(settings) => list(settings, out).await,
+        DeadLettersCommand::Show(choice) => show(choice, out).await,
+        DeadLettersCommand::Retry(settings) => retry(settings, out).await,
+        DeadLettersCommand::Drop(choice) => drop_one(choice, out).await,
+    }
+}
+
+async fn list(settings: &DeadLetterSettings, out: &mut impl Write) -> anyhow::Result<()> {
+    let (_, _, mut connection) = connect(&settings.database).await?;
+    let letters: Vec<DeadLetter> =
+        sqlx::query_as(sqlx::AssertSqlSafe(format!("{SELECT} order by id")))
+            .fetch_all(&mut connection)
+            .await
+            .context("could not read the dead letters")?;
+    if settings.json {
+        serde_json::to_writer_pretty(&mut *out, &letters)?;
+        writeln!(out)?;
+        return Ok(());
+    }
+    for letter in &letters {
+        writeln!(
+            out,
+            "{:>6}  {:<8}  {:<16}  {}-{} @ {}  {}",
+            letter.id,
+            letter.reason,
+            letter.view_name,
+            letter.topic,
+            letter.partition,
+            letter.record_offset,
+            letter.error
+        )?;
+    }
+    writeln!(out, "{} open dead letters", letters.len())?;
+    Ok(())
+}
+
+async fn show(choice: &DeadLetterChoice, out: &mut impl Write) -> anyhow::Result<()> {
+    let (_, _, mut connection) = connect(&choice.settings.database).await?;
+    let letter = find(&mut connection, choice.id).await?;
+    if choice.settings.json {
+        serde_json::to_writer_pretty(&mut *out, &letter)?;
+        writeln!(out)?;
+        return Ok(());
+    }
+    writeln!(out, "dead letter   {} ({})", letter.id, letter.reason)?;
+    writeln!(out, "view          {}", letter.view_name)?;
+    writeln!(
+        out,
+        "record        {}-{} @ {}",
+        letter.topic, letter.partition, letter.record_offset
+    )?;
+    writeln!(out, "key           {}", letter.key_text.as_deref().unwrap_or("could not be read"))?;
+    writeln!(out, "kept aside    {}", letter.quarantined_at)?;
+    writeln!(out, "error         {}", letter.error)?;
+    for (name, bytes) in [("key bytes", &letter.record_key), ("value bytes", &letter.record_value)]
+    {
+        let bytes = bytes.as_deref().map_or("none".to_owned(), hex);
+        writeln!(out, "{name:<13} {bytes}")?;
+    }
+    Ok(())
+}
+
+async fn drop_one(choice: &DeadLetterChoice, out: &mut impl Write) -> anyhow::Result<()> {
+    let (_, _, mut connection) = connect(&choice.settings.database).await?;
+    let letter = find(&mut connection, choice.id).await?;
+    let dropped = take_with_followers(&mut connection, &letter).await?;
+    writeln!(out, "dropped {} dead letters of this key", dropped.len())?;
+    Ok(())
+}
+
+/// Applies the letters of one key in one transaction that also deletes them: either the row shows what
+/// they say, or they are still there.
+async fn retry(settings: &RetrySettings, out: &mut impl Write) -> anyhow::Result<()> {
+    let (database, generation, mut connection) = connect(&settings.database).await?;
+    let specs = pipeline::declaration(&settings.views.views_file)?;
+    let views = Arc::new(pipeline::views(&database, generation, &specs).await?);
+    let registry = Registry::new(&settings.registry)?;
+    let fetcher = RecordFetcher::new(&settings.kafka);
+    let target = Target::new(&views, generation, i64::MAX, fetcher);
+
+    let mut tx = connection.begin().await?;
+    let letter = find(&mut tx, settings.id).await?;
+    let letters = take_with_followers(&mut tx, &letter).await?;
+    let shapes = views.iter().map(|view| (view.table.key_columns().len(), view.table.width()));
+    let mut batch = Batch::new(shapes);
+    let mut decoder = Decoder::new(Arc::clone(&views));
+    for letter in &letters {
+        let mut progress = Progress::new(letter.record_offset, 0);
+        // A repetition: it keeps the source epoch it had.
+        progress.seen_offset = i64::MAX;
+        progress.lineage = lineage(&mut tx, letter).await?;
+        decode(letter, &mut decoder, &registry, &mut progress, &mut batch).await?;
+    }
+    if let Some(refused) = batch.refused.first() {
+        bail!(
+            "record {} @ {} is still refused: {}",
+            refused.partition,
+            refused.offset,
+            refused.error
+        );
+    }
+    // These records were counted when they were kept aside; the offsets stay where they are.
+    batch.claims.clear();
+    match apply::apply(&mut tx, &target, &batch, Care::Sets).await? {
+        Attempt::Applied(_) => tx.commit().await?,
+        Attempt::Fenced => bail!("the current generation changed meanwhile, try again"),
+    }
+    writeln!(out, "applied {} dead letters of this key", letters.len())?;
+    Ok(())
+}
+
+async fn decode(
+    letter: &DeadLetter,
+    decoder: &mut Decoder,
+    registry: &Registry,
+    progress: &mut Progress,
+    batch: &mut Batch,
+) -> anyhow::Result<()> {
+    if letter.record_value.is_none() {
+        bail!(
+            "dead letter {} has no record: the broker had compacted it away; a newer state of the row \
+             follows, so drop this one",
+            letter.id
+        );
+    }
+    let partition = Partition { topic: letter.topic.clone(), number: letter.partition };
+    let record = Record {
+        topic: &letter.topic,
+        partition: letter.partition,
+        offset: letter.record_offset,
+        key: letter.record_key.as_deref(),
+        value: letter.record_value.as_deref(),
+        schema_in_headers: false,
+    };
+    while let Decoded::NeedsSchema(id) = decoder.decode(&record, &partition, progress, batch)? {
+        decoder.learn(id, registry.schema(id).await?);
+    }
+    Ok(())
+}
+
+async fn lineage(connection: &mut PgConnection, letter: &DeadLetter) -> anyhow::Result<Lineage> {
+    let starts: Option<String> = sqlx::query_scalar(
+        "select source_epochs::text from cdc_offset where topic = $1 and partition = $2",
+    )
+    .bind(&letter.topic)
+    .bind(letter.partition)
+    .fetch_optional(connection)
+    .await?;
+    let starts = serde_json::from_str(starts.as_deref().unwrap_or("{}"))?;
+    Ok(Lineage { starts, lsn_max: 0 })
+}
+
+async fn find(connection: &mut PgConnection, id: i64) -> anyhow::Result<DeadLetter> {
+    let letter = sqlx::query_as(sqlx::AssertSqlSafe(format!("{SELECT} where id = $1")))
+        .bind(id)
+        .fetch_optional(connection)
+        .await
+        .context("could not read the dead letters")?;
+    letter.with_context(|| {
+        format!("there is no open dead letter {id}; `cdc-consumer dead-letters list` shows them")
+    })
+}
+
+/// Deletes a letter with all of its key and returns them in the order of their records.
+async fn take_with_followers(
+    connection: &mut PgConnection,
+    letter: &DeadLetter,
+) -> anyhow::Result<Vec<DeadLetter>> {
+    let mut letters: Vec<DeadLetter> = sqlx::query_as(
+        "delete from cdc_dead_letter
+         where id = $1 or (view_name = $2 and key_text = $3)
+         returning id, view_name, topic, partition, record_offset, reason, error, schema_id,
+             quarantined_at::text as quarantined_at, key_text, record_key, record_value",
+    )
+    .bind(letter.id)
+    .bind(&letter.view_name)
+    .bind(&letter.key_text)
+    .fetch_all(connection)
+    .await
+    .context("could not take the dead letters")?;
+    letters.sort_by_key(|letter| letter.record_offset);
+    Ok(letters)
+}
+
+async fn connect(
+    settings: &DatabaseSettings,
+) -> anyhow::Result<(Database, Generation, PgConnection)> {
+    let database = Database::new(&settings.consumer_database_url)?;
+    let generation = database.current_generation().await?;
+    let connection = database.connect_to(generation).await?;
+    Ok((database, generation, connection))
+}
+
+/// As PostgreSQL writes `bytea`.
+fn hex(bytes: &[u8]) -> String {
+    let mut out = Vec::new();
+    crate::text::write_bytes(bytes, &mut out);
+    String::from_utf8_lossy(&out).into_owned()
+}
