@@ -6,7 +6,12 @@ use std::process::Command;
 /// Text that identifies one life of a process id; `None` when it is dead or a zombie.
 pub(crate) fn start_time(pid: u32) -> Option<String> {
     if cfg!(target_os = "linux") {
-        let stat = Stat::read(pid).filter(|stat| !matches!(stat.state, 'Z' | 'X'))?;
+        let stat = Stat::read(pid)?;
+        // A killed Java is a zombie while its other threads still hold its ports.
+        let dead = matches!(stat.state, 'Z' | 'X') && thread_count(pid) <= 1;
+        if dead {
+            return None;
+        }
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         return Some(format!("{}:{}", boot.trim(), stat.start_ticks));
     }
@@ -49,6 +54,10 @@ pub(crate) fn memory_bytes(pid: u32) -> Option<u64> {
     let line = smaps.lines().find_map(|line| line.strip_prefix("Pss:"))?;
     let kibibytes: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
     Some(kibibytes * 1024)
+}
+
+fn thread_count(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
 }
 
 fn ps(pid: u32, columns: &str) -> Option<String> {

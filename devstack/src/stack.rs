@@ -24,6 +24,9 @@ pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Between the polite signal and the last one.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 
+/// Time the system may take to free the ports of a process that was killed.
+const PORT_GRACE: Duration = Duration::from_secs(2);
+
 /// Lines of a log that an error shows.
 const TAIL_LINES: usize = 25;
 
@@ -167,10 +170,16 @@ impl Stack {
         Ok(())
     }
 
+    /// A port without a visible owner may be that of a process that is just ending.
     pub(crate) async fn ports_free(&self, service: Service) -> Result<(), StackError> {
+        let end = Instant::now() + PORT_GRACE;
         for port in service.ports() {
-            if port::in_use(port).await {
-                return Err(StackError::PortInUse { service, port, owner: port::owner(port) });
+            while port::in_use(port).await {
+                let owner = port::owner(port);
+                if owner.is_some() || Instant::now() >= end {
+                    return Err(StackError::PortInUse { service, port, owner });
+                }
+                sleep(POLL_INTERVAL).await;
             }
         }
         Ok(())
