@@ -1,1 +1,1 @@
-//! e2e
+//! Holds tests only: see `tests/`.

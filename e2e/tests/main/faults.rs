@@ -1,0 +1,91 @@
+//! `kill -9` of one process at a time while writes go on. Started again, the system mends itself:
+//! what was acknowledged is in the source, and the views equal the source.
+
+use std::time::Duration;
+
+use devstack::Service;
+use reqwest::Method;
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::load::Load;
+use crate::system::{EMAIL_DOMAIN, System, with_system};
+use crate::wait::until;
+
+/// From the restart of what was killed until everything is as if nothing had happened.
+const RECOVERY_DEADLINE: Duration = Duration::from_secs(90);
+
+#[tokio::test]
+async fn nothing_is_lost_when_the_consumer_is_killed() {
+    check(Service::Consumer(1)).await;
+}
+
+#[tokio::test]
+async fn nothing_is_lost_when_connect_is_killed() {
+    check(Service::Connect).await;
+}
+
+#[tokio::test]
+async fn nothing_is_lost_when_the_broker_is_killed() {
+    check(Service::Kafka).await;
+}
+
+#[tokio::test]
+async fn nothing_is_lost_when_the_registry_is_killed() {
+    check(Service::Registry).await;
+}
+
+#[tokio::test]
+async fn nothing_is_lost_when_postgresql_is_killed() {
+    check(Service::Postgres).await;
+}
+
+async fn check(service: Service) {
+    with_system(async |system: System| {
+        let load = Load::start(&system).await;
+        load.attempts(200, 200).await;
+        system.stack.kill(service).await.unwrap();
+        let killed = Instant::now();
+        load.attempts(400, 20).await;
+
+        let restarted = Instant::now();
+        system.report.time(format!("{service} away"), restarted - killed);
+        system.stack.start(service).await.unwrap();
+        system.report.time("started to healthy", restarted.elapsed());
+        let (id, written) = create_user(&system).await;
+        let url = system.http.posts(&format!("/users/{id}"));
+        system.http.visible(&url, RECOVERY_DEADLINE, |answer| answer.status == 200).await;
+        system.report.time("started to first new row visible", restarted.elapsed());
+        system.report.time("that row: 2xx to visible", written.elapsed());
+        load.attempts(200, 200).await;
+
+        let ledger = load.stop(&system).await;
+        assert!(ledger.acknowledged >= 200, "{ledger:?}");
+        let equal = system.views_equal(RECOVERY_DEADLINE).await;
+        system.report.time("last write to views equal", equal);
+        until("connectors and tasks run by themselves", RECOVERY_DEADLINE, async || {
+            system.connectors().await
+        })
+        .await;
+    })
+    .await;
+}
+
+/// Tries until it is acknowledged: the database may have been the one that was killed.
+async fn create_user(system: &System) -> (i64, Instant) {
+    let mut attempt = 0;
+    until("a user can be created", RECOVERY_DEADLINE, async || {
+        attempt += 1;
+        let user = json!({
+            "name": "홍길동", "department": "개발팀",
+            "email": format!("probe-{:x}-{attempt}@{EMAIL_DOMAIN}", rand::random::<u64>()),
+        });
+        let answer = system.http.send(Method::POST, &system.http.users(""), Some(&user)).await?;
+        if answer.status == 201 {
+            Ok((answer.id(), Instant::now()))
+        } else {
+            Err(format!("{answer:?}"))
+        }
+    })
+    .await
+}
