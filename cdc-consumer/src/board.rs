@@ -78,6 +78,9 @@ impl Board {
         let mut state = self.state();
         state.generation = Some(generation);
         state.partitions.clear();
+        // What the last session waited for when it ended is not this one's.
+        self.readiness.clear("database");
+        self.readiness.clear("registry");
     }
 
     /// A partition is ours from this offset on.

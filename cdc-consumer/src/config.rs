@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use secrecy::SecretString;
@@ -122,8 +123,13 @@ pub struct LimitSettings {
     pub batch_bytes_max: NonZeroUsize,
 
     /// Records fetched ahead, in KiB
-    #[arg(long, env = "CONSUMER_PREFETCH_KIB", default_value = "8192")]
+    #[arg(long, env = "CONSUMER_PREFETCH_KIB", default_value = "4096")]
     pub prefetch_kib: NonZeroUsize,
+
+    /// How long the key of a deleted row is remembered, so that a replay does not bring it back for a
+    /// moment. Longer than the topics are replayed is long enough
+    #[arg(long, env = "CONSUMER_DELETED_KEYS_KEPT", default_value = "7d", value_parser = humantime::parse_duration)]
+    pub deleted_keys_kept: Duration,
 
     /// Open dead letters above which the consumer stops: a flood is a wrong setting, not bad data
     #[arg(long, env = "CONSUMER_DEAD_LETTERS_MAX", default_value = "1000")]
@@ -135,7 +141,7 @@ pub struct LimitSettings {
 #[command(next_help_heading = "Logs")]
 pub struct LogSettings {
     /// Which log lines to write, for example `info,cdc_consumer=debug`
-    #[arg(long, env = "RUST_LOG", default_value = "info,sqlx=warn", global = true)]
+    #[arg(long, env = "RUST_LOG", default_value = "info,sqlx=error", global = true)]
     pub log_filter: String,
 
     /// text or json

@@ -262,3 +262,128 @@ impl Converter {
         Ok(Cell::Text)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use apache_avro::types::Value;
+    use serde_json::{Value as Json, json};
+
+    use super::*;
+    use crate::schema;
+
+    fn target(base: &str, element: Option<&str>) -> PgType {
+        let element = element.map(|element| Box::new(target(element, None)));
+        PgType {
+            name: base.to_owned(),
+            cast: base.to_owned(),
+            modifier: -1,
+            base: base.to_owned(),
+            enumeration: false,
+            range: false,
+            element,
+        }
+    }
+
+    /// Encodes `value` with `apache_avro` and writes it with the converter for a column of type `base`.
+    fn write(avro_type: &Json, value: Value, base: &str, element: Option<&str>) -> (Cell, String) {
+        let text = avro_type.to_string();
+        let avro = apache_avro::Schema::parse_str(&text).expect("a valid schema");
+        let bytes = apache_avro::to_avro_datum(&avro, value).expect("a value of the schema");
+        let node = schema::parse(&text, &[]).expect("a supported schema");
+        let converter = compile(&node, &target(base, element)).expect("a supported pair");
+        let mut out = Vec::new();
+        let mut reader = Reader::new(&bytes);
+        let cell = converter.write(&mut reader, &mut out).expect("a value PostgreSQL can hold");
+        reader.finish().expect("the whole value was read");
+        (cell, String::from_utf8(out).expect("UTF-8"))
+    }
+
+    fn semantic(avro_type: &str, name: &str) -> Json {
+        json!({ "type": avro_type, "connect.name": name })
+    }
+
+    #[test]
+    fn values_are_written_as_postgresql_reads_them() {
+        let check = |avro_type: Json, value, base, expected: &str| {
+            assert_eq!(write(&avro_type, value, base, None), (Cell::Text, expected.to_owned()));
+        };
+        check(json!("long"), Value::Long(-7), "int8", "-7");
+        check(json!("boolean"), Value::Boolean(true), "bool", "t");
+        check(json!("string"), Value::String("홍길동".into()), "text", "홍길동");
+        check(json!("bytes"), Value::Bytes(vec![0, 255]), "bytea", "\\x00ff");
+        check(json!("double"), Value::Double(1e300), "float8", "1e300");
+        check(json!("double"), Value::Double(f64::NAN), "float8", "NaN");
+        check(json!("float"), Value::Float(f32::NEG_INFINITY), "float4", "-Infinity");
+        check(json!("float"), Value::Float(0.1), "float4", "0.1");
+        check(semantic("int", "io.debezium.time.Date"), Value::Int(0), "date", "1970-01-01");
+        check(
+            semantic("long", "io.debezium.time.MicroTimestamp"),
+            Value::Long(1),
+            "timestamp",
+            "1970-01-01 00:00:00.000001",
+        );
+        check(
+            semantic("string", "io.debezium.time.ZonedTimestamp"),
+            Value::String("-0043-03-15T12:00:00Z".into()),
+            "timestamptz",
+            "0044-03-15T12:00:00Z BC",
+        );
+        check(
+            semantic("string", "io.debezium.time.ZonedTimestamp"),
+            Value::String("+12026-03-15T12:00:00Z".into()),
+            "timestamptz",
+            "12026-03-15T12:00:00Z",
+        );
+        check(
+            semantic("bytes", "io.debezium.data.Bits"),
+            Value::Bytes(vec![5, 1]),
+            "bit",
+            "0000000100000101",
+        );
+    }
+
+    #[test]
+    fn arrays_are_quoted_and_keep_their_nulls() {
+        let strings = json!({ "type": "array", "items": ["null", "string"] });
+        let text = |text: &str| Value::Union(1, Box::new(Value::String(text.into())));
+        let null = Value::Union(0, Box::new(Value::Null));
+        let check = |items, cell, expected: &str| {
+            let written = write(&strings, Value::Array(items), "_text", Some("text"));
+            assert_eq!(written.0, cell);
+            assert!(cell == Cell::Keep || written.1 == expected, "{} != {expected}", written.1);
+        };
+        check(vec![], Cell::Text, "{}");
+        check(vec![text("a\"b\\c"), null, text("NULL")], Cell::Text, r#"{"a\"b\\c",NULL,"NULL"}"#);
+        check(vec![text("__debezium_unavailable_value")], Cell::Keep, "");
+    }
+
+    #[test]
+    fn a_value_the_source_did_not_send_is_kept() {
+        let check = |avro_type: Json, value, base| {
+            assert_eq!(write(&avro_type, value, base, None).0, Cell::Keep);
+        };
+        let placeholder = "__debezium_unavailable_value";
+        check(json!("string"), Value::String(placeholder.into()), "text");
+        check(json!("bytes"), Value::Bytes(placeholder.into()), "bytea");
+        check(
+            semantic("string", "io.debezium.data.Json"),
+            Value::String(placeholder.into()),
+            "jsonb",
+        );
+    }
+
+    #[test]
+    fn pairs_that_would_change_a_value_are_refused() {
+        let check = |avro_type: Json, base: &str| {
+            let node = schema::parse(&avro_type.to_string(), &[]).expect("a supported schema");
+            let refused = compile(&node, &target(base, None));
+            assert!(matches!(refused, Err(Mismatch::Types { .. })), "{avro_type} fits {base}");
+        };
+        check(json!("string"), "int8");
+        check(json!("long"), "float8");
+        check(json!("double"), "float4");
+        check(json!("bytes"), "text");
+        check(semantic("int", "io.debezium.time.Date"), "timestamptz");
+        check(json!({ "type": "array", "items": "string" }), "text");
+    }
+}

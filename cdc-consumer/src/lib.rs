@@ -28,6 +28,7 @@ pub mod apply;
 pub mod catalog;
 pub mod database;
 pub mod fence;
+mod prune;
 pub mod quarantine;
 pub mod sql;
 pub mod writer;

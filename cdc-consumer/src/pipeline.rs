@@ -18,6 +18,7 @@ use crate::database::{Database, DatabaseError, Generation, schema_of};
 use crate::decode::{DecodeError, View};
 use crate::fence::FenceError;
 use crate::offsets::Partition;
+use crate::prune;
 use crate::recovery::{self, Backoff, Recovery};
 use crate::refetch::RecordFetcher;
 use crate::registry::{Registry, RegistryError};
@@ -83,9 +84,14 @@ pub async fn run(
     let mut backoff = Backoff::default();
     loop {
         let started = Instant::now();
-        let outcome = tokio::select! {
-            () = shutdown.cancelled(), if !backoff.fresh() => return Ok(()),
-            outcome = session(settings, specs, board, shutdown) => outcome,
+        // A session leaves in order by itself; only what comes before it is cut short.
+        let prepared = tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            prepared = prepare(settings, specs, board, shutdown) => prepared,
+        };
+        let outcome = match prepared {
+            Ok(prepared) => prepared.run().await,
+            Err(error) => Err(error),
         };
         if started.elapsed() > SOUND_AFTER {
             backoff = Backoff::default();
@@ -112,13 +118,32 @@ pub async fn run(
     }
 }
 
-/// One session, from reading the catalogue to leaving the group.
-async fn session(
+/// A session about to begin, with what accompanies it.
+struct Prepared<P> {
+    session: Session,
+    pruning: P,
+}
+
+impl<P: Future<Output = ()>> Prepared<P> {
+    /// From joining the group to leaving it.
+    async fn run(self) -> Result<(), SessionError> {
+        let Self { session, pruning } = self;
+        // librdkafka's calls block, so a session has a thread of its own.
+        let session = tokio::task::spawn_blocking(move || session.run());
+        tokio::select! {
+            outcome = session => outcome.unwrap_or(Err(SessionError::WriterDied)),
+            () = pruning => Err(SessionError::WriterDied),
+        }
+    }
+}
+
+/// Reads the catalogue and builds a session's parts.
+async fn prepare(
     settings: &RunSettings,
     specs: &[ViewSpec],
     board: &Board,
     shutdown: &CancellationToken,
-) -> Result<(), SessionError> {
+) -> Result<Prepared<impl Future<Output = ()> + use<>>, SessionError> {
     let database = Database::new(&settings.database.consumer_database_url)?;
     let registry = Registry::new(&settings.registry)?;
     let generation = database.current_generation().await?;
@@ -146,6 +171,12 @@ async fn session(
         settings.limits.prefetch_kib.get(),
         Group::new(board.clone()),
     )?;
+    let pruning = prune::run(
+        database.clone(),
+        generation,
+        Arc::clone(&views),
+        settings.limits.deleted_keys_kept,
+    );
     let parts = Parts {
         consumer,
         views,
@@ -157,11 +188,7 @@ async fn session(
         board: board.clone(),
         shutdown: shutdown.clone(),
     };
-    let session = Session::new(settings, parts);
-    // librdkafka's calls block, so a session has a thread of its own.
-    tokio::task::spawn_blocking(move || session.run())
-        .await
-        .unwrap_or(Err(SessionError::WriterDied))
+    Ok(Prepared { session: Session::new(settings, parts), pruning })
 }
 
 /// The declared views with their tables as the catalogue has them now.

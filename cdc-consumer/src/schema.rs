@@ -70,7 +70,13 @@ pub struct Field {
 /// Parses `text`; `references` are schemas it uses by name, dependencies first.
 pub fn parse(text: &str, references: &[String]) -> Result<Node, SchemaError> {
     let all: Vec<&str> = references.iter().map(String::as_str).chain([text]).collect();
-    apache_avro::Schema::parse_list(&all).map_err(|error| SchemaError::Invalid(Box::new(error)))?;
+    // A list takes named types only, while a schema that stands alone may be a primitive.
+    let valid = if references.is_empty() {
+        apache_avro::Schema::parse_str(text).map(drop)
+    } else {
+        apache_avro::Schema::parse_list(&all).map(drop)
+    };
+    valid.map_err(|error| SchemaError::Invalid(Box::new(error)))?;
     let mut builder = Builder::default();
     let mut node = Node::Null;
     for text in all {

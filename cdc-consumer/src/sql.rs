@@ -282,6 +282,15 @@ fn truncate(table: &Table) -> [String; 2] {
     [floor, rows]
 }
 
+/// Forgets keys deleted more than `$1` seconds ago, at most `$2` of them.
+pub fn prune(table: &Table) -> String {
+    let deleted = deleted_table(table);
+    format!(
+        "delete from {deleted} where ctid = any (array(select ctid from {deleted} \
+         where deleted_at < now() - make_interval(secs => $1) limit $2))"
+    )
+}
+
 fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }

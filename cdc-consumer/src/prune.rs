@@ -1,0 +1,77 @@
+//! The memory of deleted keys does not grow for ever.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use crate::database::{Database, DatabaseError, Generation};
+use crate::decode::View;
+use crate::sql;
+
+/// Pause between two rounds.
+const EVERY: Duration = Duration::from_mins(10);
+/// Keys forgotten by one statement: short transactions, so that no batch waits long.
+const KEYS_MAX: i64 = 10_000;
+
+/// Forgets deleted keys older than `kept`, round after round, until dropped. What fails is tried again in
+/// the next round: nothing waits for it.
+pub(crate) async fn run(
+    database: Database,
+    generation: Generation,
+    views: Arc<Vec<View>>,
+    kept: Duration,
+) {
+    loop {
+        if let Err(error) = round(&database, generation, &views, kept).await {
+            let error = service::telemetry::chain(&error).to_string();
+            tracing::debug!(error, "could not forget old deleted keys");
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum PruneError {
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    #[error("could not delete from {0}")]
+    Delete(String, #[source] sqlx::Error),
+}
+
+async fn round(
+    database: &Database,
+    generation: Generation,
+    views: &[View],
+    kept: Duration,
+) -> Result<(), PruneError> {
+    let mut connection = database.connect_to(generation).await?;
+    for view in views {
+        let forgotten = prune(&mut connection, &sql::prune(&view.table), kept)
+            .await
+            .map_err(|error| PruneError::Delete(view.table.name.clone(), error))?;
+        if forgotten > 0 {
+            tracing::info!(table = view.table.name, keys = forgotten, "forgot old deleted keys");
+        }
+    }
+    Ok(())
+}
+
+async fn prune(
+    connection: &mut PgConnection,
+    statement: &str,
+    kept: Duration,
+) -> Result<u64, sqlx::Error> {
+    let mut total = 0;
+    loop {
+        let done = sqlx::query(AssertSqlSafe(statement))
+            .bind(kept.as_secs_f64())
+            .bind(KEYS_MAX)
+            .execute(&mut *connection)
+            .await?;
+        total += done.rows_affected();
+        if done.rows_affected() < KEYS_MAX.unsigned_abs() {
+            return Ok(total);
+        }
+    }
+}
