@@ -64,7 +64,7 @@ pub(crate) enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Show a log: of a process, or of the steps build, migrations, connectors
+    /// Show a log: of a process, or of the steps migrations, connectors
     Logs {
         name: String,
         /// Go on as it grows

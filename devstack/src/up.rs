@@ -18,7 +18,6 @@ use crate::stack::{POLL_INTERVAL, Stack, StackError, Started};
 use crate::tools;
 
 /// From nothing, on two cores.
-const BUILD_DEADLINE: Duration = Duration::from_mins(30);
 const TOPIC_DEADLINE: Duration = Duration::from_mins(1);
 const MIGRATE_DEADLINE: Duration = Duration::from_mins(2);
 const REGISTER_DEADLINE: Duration = Duration::from_mins(3);
@@ -46,36 +45,27 @@ impl Extent {
 }
 
 impl Stack {
-    /// Brings the stack up; what runs and is healthy stays as it is. Programs that were rebuilt
-    /// are not restarted: say `restart`, or `down` first.
+    /// Brings the stack up; what runs and is healthy stays as it is. The programs
+    /// must have been built (`./dev` does it first); one that was rebuilt is not restarted by this: say
+    /// `restart`, or `down` first.
     pub async fn up(&self, extent: Extent, progress: &Progress) -> Result<(), StackError> {
         let _turn = self.take_turn("stack").await?;
         self.places.remember_java().map_err(StackError::file(&self.places.state))?;
-        let packages: &[&str] = match extent {
-            Extent::Servers => &["migrate"],
-            Extent::Everything => &["migrate", "user-api", "post-api", "cdc-consumer"],
-        };
-        // Before minutes of fetching and building, not after them.
+        // Before minutes of fetching, not after them.
         for service in extent.services().filter(|&service| self.running(service).is_none()) {
             self.ports_free(service).await?;
         }
-        let servers = async {
-            fetch::fetch_all(&self.places, progress).await?;
-            let storage = async {
-                self.start_step(Service::Postgres, progress).await?;
-                self.start_step(Service::Registry, progress).await
-            };
-            let streams = async {
-                self.start_step(Service::Kafka, progress).await?;
-                self.create_topics(progress).await?;
-                self.start_step(Service::Connect, progress).await
-            };
-            tokio::try_join!(storage, streams)
+        fetch::fetch_all(&self.places, progress).await?;
+        let storage = async {
+            self.start_step(Service::Postgres, progress).await?;
+            self.start_step(Service::Registry, progress).await
         };
-        // Not the first error of the two: servers that started can serve while code is mended.
-        let (built, started) = tokio::join!(self.build(packages, progress), servers);
-        started?;
-        built?;
+        let streams = async {
+            self.start_step(Service::Kafka, progress).await?;
+            self.create_topics(progress).await?;
+            self.start_step(Service::Connect, progress).await
+        };
+        tokio::try_join!(storage, streams)?;
         self.migrate(progress).await?;
         if extent == Extent::Everything {
             tokio::try_join!(
@@ -122,17 +112,6 @@ impl Stack {
         command.env("CONNECT_SECRETS_FILE", connect_secrets_file(&self.places));
         self.step("connectors", command, REGISTER_DEADLINE, "registered and running", progress)
             .await
-    }
-
-    /// Builds packages of this workspace with the profile this program was built with.
-    async fn build(&self, packages: &[&str], progress: &Progress) -> Result<(), StackError> {
-        let mut command = Command::new("cargo");
-        command.args(["build", "--color=never"]);
-        command.args(packages.iter().flat_map(|package| ["-p", package]));
-        // Queries are checked against the committed descriptions, not against a database that
-        // this very command may be about to migrate.
-        command.env("SQLX_OFFLINE", "true");
-        self.step("build", command, BUILD_DEADLINE, "programs built", progress).await
     }
 
     /// A topic that has a partition on the broker's disk needs no slow question.
