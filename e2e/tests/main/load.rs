@@ -159,7 +159,7 @@ struct Worker {
 impl Worker {
     async fn run(mut self, every: Duration, first: Instant) -> Ledger {
         let mut ticks = interval_at(first, every);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
         while !self.counts.stop.load(Relaxed) {
             ticks.tick().await;
             self.write().await;
