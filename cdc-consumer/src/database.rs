@@ -13,6 +13,9 @@ pub type Generation = i32;
 /// not outlive it: the next owner of a partition waits for them.
 const IDLE_IN_TRANSACTION_MAX: Duration = Duration::from_secs(10);
 
+/// A server that accepts no connection in this time is away. The system's own limit is minutes.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
+
 /// Where the views are and how to reach them.
 #[derive(Debug, Clone)]
 pub struct Database {
@@ -53,15 +56,24 @@ impl Database {
 
     /// A connection that finds unqualified names in `public`.
     pub async fn connect(&self) -> Result<PgConnection, DatabaseError> {
-        let connected = PgConnection::connect_with(&self.options).await;
-        connected.map_err(|error| DatabaseError::Connect(self.address(), error))
+        self.connect_with(&self.options).await
     }
 
     /// A connection that finds unqualified names in a generation.
     pub async fn connect_to(&self, generation: Generation) -> Result<PgConnection, DatabaseError> {
         let search_path = format!("{},public", schema_of(generation));
         let options = self.options.clone().options([("search_path", search_path.as_str())]);
-        let connected = PgConnection::connect_with(&options).await;
+        self.connect_with(&options).await
+    }
+
+    async fn connect_with(
+        &self,
+        options: &PgConnectOptions,
+    ) -> Result<PgConnection, DatabaseError> {
+        let connecting = tokio::time::timeout(CONNECT_MAX, PgConnection::connect_with(options));
+        let connected = connecting.await.unwrap_or_else(|_| {
+            Err(sqlx::Error::Io(std::io::Error::from(std::io::ErrorKind::TimedOut)))
+        });
         connected.map_err(|error| DatabaseError::Connect(self.address(), error))
     }
 

@@ -100,7 +100,7 @@ pub async fn run(
             Ok(()) => return Ok(()),
             Err(error) => match recovery::of_session(&error) {
                 Recovery::Halt | Recovery::Quarantine => return Err(error),
-                Recovery::Retry => {
+                Recovery::Retry | Recovery::Restart => {
                     let error = service::telemetry::chain(&error).to_string();
                     if backoff.fresh() {
                         tracing::warn!(error, "cannot go on, trying again");

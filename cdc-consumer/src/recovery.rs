@@ -17,11 +17,13 @@ use crate::registry::RegistryError;
 use crate::schema::SchemaError;
 use crate::source::SourceError;
 
-/// The three answers to a failure.
+/// The answers to a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recovery {
     /// Infrastructure: waiting can mend it. Again, for ever, with growing pauses, not ready meanwhile.
     Retry,
+    /// A table is not what it was: begin a new session, which reads the catalogue again.
+    Restart,
     /// Values of single records: find them and set them aside.
     Quarantine,
     /// Anything else: stop with a message.
@@ -138,6 +140,7 @@ fn of_database(error: &sqlx::Error) -> Recovery {
         | sqlx::Error::WorkerCrashed => Recovery::Retry,
         sqlx::Error::Database(error) => match error.code() {
             Some(code) if passes(&code) => Recovery::Retry,
+            Some(code) if table_changed(&code) => Recovery::Restart,
             _ => Recovery::Halt,
         },
         _ => Recovery::Halt,
@@ -146,12 +149,16 @@ fn of_database(error: &sqlx::Error) -> Recovery {
 
 /// SQLSTATEs that waiting mends: connections (08), serialization and deadlocks (40), full disks and too
 /// many connections (53), shutdown, crash, start-up and cancelled statements (57), system errors (58),
-/// locks not to be had (55P03), a transaction the server ended because we were too slow (25P03, 25P04),
-/// and a table that a migration is just changing (42P01, 42703: the next session reads the catalogue
-/// again, and halts if it still does not fit).
+/// locks not to be had (55P03), a transaction the server ended because we were too slow (25P03, 25P04).
 fn passes(code: &str) -> bool {
     ["08", "40", "53", "57", "58"].iter().any(|class| code.starts_with(class))
-        || ["55P03", "25P03", "25P04", "42P01", "42703"].contains(&code)
+        || ["55P03", "25P03", "25P04"].contains(&code)
+}
+
+/// A migration changed a table since we read the catalogue: no such table (42P01), no such column
+/// (42703), another type (42804).
+fn table_changed(code: &str) -> bool {
+    ["42P01", "42703", "42804"].contains(&code)
 }
 
 /// Growing pauses between attempts.

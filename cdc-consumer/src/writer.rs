@@ -76,7 +76,7 @@ impl Writer {
             };
             match recovery::of_session(&error) {
                 Recovery::Quarantine if care == Care::Sets => care = Care::Rows,
-                Recovery::Quarantine | Recovery::Halt => return Err(error),
+                Recovery::Quarantine | Recovery::Restart | Recovery::Halt => return Err(error),
                 Recovery::Retry => {
                     // After any failure the connection's state is unknown: begin with a new one.
                     *connection = None;
