@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use devstack::Service;
+use devstack::addresses::CONNECTORS;
 use reqwest::Method;
 use serde_json::json;
 use tokio::time::Instant;
@@ -40,6 +41,26 @@ async fn nothing_is_lost_when_postgresql_is_killed() {
     check(Service::Postgres).await;
 }
 
+#[tokio::test]
+async fn nothing_is_lost_when_a_connector_is_restarted() {
+    with_system(async |system: System| {
+        let load = Load::start(&system).await;
+        for name in CONNECTORS {
+            load.attempts(200, 200).await;
+            let connect = &system.http.connect;
+            let url = format!("{connect}/connectors/{name}/restart?includeTasks=true");
+            let answer = system.http.send(Method::POST, &url, None).await.unwrap();
+            assert_eq!(answer.status, 202, "{answer:?}");
+        }
+        load.attempts(400, 400).await;
+        load.stop(&system).await;
+        let equal = system.views_equal(RECOVERY_DEADLINE).await;
+        system.report.time("last write to views equal", equal);
+        connectors_run(&system).await;
+    })
+    .await;
+}
+
 async fn check(service: Service) {
     with_system(async |system: System| {
         let load = Load::start(&system).await;
@@ -63,10 +84,14 @@ async fn check(service: Service) {
         assert!(ledger.acknowledged >= 200, "{ledger:?}");
         let equal = system.views_equal(RECOVERY_DEADLINE).await;
         system.report.time("last write to views equal", equal);
-        until("connectors and tasks run by themselves", RECOVERY_DEADLINE, async || {
-            system.connectors().await
-        })
-        .await;
+        connectors_run(&system).await;
+    })
+    .await;
+}
+
+async fn connectors_run(system: &System) {
+    until("connectors and tasks run by themselves", RECOVERY_DEADLINE, async || {
+        system.connectors().await
     })
     .await;
 }

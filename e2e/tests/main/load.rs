@@ -36,7 +36,7 @@ pub(crate) struct Load {
 #[derive(Debug, Default)]
 struct Counts {
     acknowledged: AtomicU64,
-    /// Answered 5xx or not at all: whether it took effect is not known.
+    /// Answered 503 or not at all: whether it took effect is not known.
     unknown: AtomicU64,
     stop: AtomicBool,
 }
@@ -209,7 +209,7 @@ impl Worker {
                 rows.extend(id.map(|id| (id, None)));
                 true
             }
-            Ok(answer) if answer.status < 500 => {
+            Ok(answer) if !is_outage(&answer) => {
                 self.ledger.wrong.push(format!("{id:?}: {answer:?}"));
                 false
             }
@@ -238,6 +238,11 @@ impl Worker {
             "authorId": self.authors[self.random.random_range(0..self.authors.len())],
         })
     }
+}
+
+/// The one way in which a service may say that what it needs is away.
+fn is_outage(answer: &Answer) -> bool {
+    answer.status == 503 && answer.content_type == "application/problem+json"
 }
 
 /// How many rows are alive, and one of them.
