@@ -13,7 +13,8 @@ pub enum Action {
     Upsert,
     Delete,
     /// A tombstone whose delete was compacted away: the row goes, whatever it shows. The entry's position
-    /// only bounds it: a row above came from another partition, and later.
+    /// only bounds it: a row above came from another partition, and later. Read again, the tombstone
+    /// has no bound, and removes only the very row it removed before.
     Erase,
 }
 
@@ -156,9 +157,9 @@ impl ViewBatch {
                 self.counts.ignored += 1;
                 return Ok(Folded::Stale);
             }
-            // The row as just written is what was deleted: just above it, below anything later.
+            // What was deleted is the row as just written. At the same position, not above it: the
+            // connector may send that very change again, and then it holds.
             older.action = Action::Delete;
-            older.position = older.position.just_above();
             older.offset = entry.offset;
             self.counts.folded += 1;
             return Ok(Folded::Replaced);
@@ -366,7 +367,7 @@ mod tests {
         let check = |changes: &[_], expected: &[&str]| assert_eq!(fold(changes).0, expected);
         check(
             &[("1", Some("a"), Upsert, 5), ("1", None, Erase, 90)],
-            &[r#"Delete 1 Text("a") @6"#],
+            &[r#"Delete 1 Text("a") @5"#],
         );
         check(&[("1", None, Delete, 5), ("1", None, Erase, 90)], &["Delete 1 Keep @5"]);
         check(

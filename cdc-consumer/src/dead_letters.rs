@@ -150,8 +150,12 @@ async fn retry(settings: &RetrySettings, out: &mut impl Write) -> anyhow::Result
     // These records were counted when they were kept aside; the offsets stay where they are.
     batch.claims.clear();
     match apply::apply(&mut tx, &target, &batch, Care::Sets).await? {
-        Attempt::Applied(_) => tx.commit().await?,
-        Attempt::Fenced => bail!("the current generation changed meanwhile, try again"),
+        Attempt::Applied(_) if database.current_generation().await? == generation => {
+            tx.commit().await?;
+        }
+        Attempt::Applied(_) | Attempt::Fenced => {
+            bail!("the current generation changed meanwhile, try again")
+        }
     }
     writeln!(out, "applied {} dead letters of this key", letters.len())?;
     Ok(())

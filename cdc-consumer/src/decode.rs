@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::batch::{Action, Batch, Entry, Refused};
 use crate::catalog::Table;
 use crate::envelope::{EnvelopeError, Operation};
-use crate::offsets::{Partition, Progress};
+use crate::offsets::{Partition, Progress, SourcePosition};
 use crate::plan::{FieldError, PlanError, RowPlan, ValuePlan};
 use crate::schema::Node;
 use crate::view::ViewSpec;
@@ -129,8 +129,7 @@ impl Decoder {
     }
 
     /// A tombstone exists for log compaction: the delete before it did the work. One that stands alone
-    /// tells that compaction took the delete away, so the row goes now. Read again, it tells nothing:
-    /// what followed it is in the view already.
+    /// tells that compaction took the delete away, so the row goes now.
     fn tombstone(
         &mut self,
         record: &Record<'_>,
@@ -139,16 +138,16 @@ impl Decoder {
         progress: &mut Progress,
         batch: &mut Batch,
     ) -> Result<Decoded, DecodeError> {
-        let lone = record.key.filter(|key| {
-            record.offset >= progress.seen_offset
-                && !progress.follows_its_delete(record.offset, key)
-        });
+        let lone = record.key.filter(|key| !progress.follows_its_delete(record.offset, key));
         if lone.is_some()
             && let Some(schema_id) = self.prepare_key(view, record)?
         {
             return Ok(Decoded::NeedsSchema(schema_id));
         }
-        let position = progress.newest_position();
+        // Read again, it must not touch what followed it, which is in the view already.
+        let repeated = record.offset < progress.seen_offset;
+        let position =
+            if repeated { SourcePosition::BELOW_ALL } else { progress.newest_position() };
         let claim = batch.claim(partition, progress, record.offset);
         let key = lone.and_then(|key| wire::split(key, false).ok());
         let plan = key.and_then(|key| Some((key, self.keys.get(&(view, key.schema_id))?)));

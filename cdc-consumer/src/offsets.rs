@@ -50,11 +50,8 @@ pub struct SourcePosition {
 }
 
 impl SourcePosition {
-    /// Above this position and below every other: log records begin at multiples of eight.
-    #[must_use]
-    pub fn just_above(self) -> Self {
-        Self { lsn: self.lsn + 1, ..self }
-    }
+    /// Below every change: a bound nothing is under.
+    pub const BELOW_ALL: Self = Self { epoch: -1, lsn: 0 };
 }
 
 /// What a partition's owner knows of it. Read from the database on acquisition, then advanced record by

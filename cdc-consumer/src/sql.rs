@@ -62,8 +62,8 @@ pub struct Statements {
     pub upsert: Arc<str>,
     /// Parameters: one `text[]` per key column, then epochs, LSNs. Returns how many were stale.
     pub delete: Arc<str>,
-    /// The same parameters. Removes rows up to the given positions, and remembers each just above what it
-    /// showed. Affects as many rows as were removed.
+    /// The same parameters. Removes rows up to the given positions, and those that were removed before at
+    /// the position they show; remembers each. Affects as many rows as were removed.
     pub erase: Arc<str>,
     /// Parameters: epoch, LSN. Removes what the TRUNCATE at that position removed.
     pub truncate: [Arc<str>; 2],
@@ -211,8 +211,8 @@ fn delete(table: &Table) -> String {
     )
 }
 
-/// The deleted-key memory keeps the row's own position and one: a replay of what the row showed is older,
-/// and everything later is newer.
+/// The deleted-key memory keeps the position the row showed. What the connector sends again at that
+/// position holds again; what a replay brings back at that position, the replayed tombstone removes.
 fn erase(table: &Table) -> String {
     let keys: Vec<usize> = table.key_columns().collect();
     let key_names = names(table, keys.iter().copied());
@@ -221,16 +221,19 @@ fn erase(table: &Table) -> String {
     format!(
         "with gone as materialized ({input}), \
          removed as (delete from {table} t using gone g where {same_key} \
-         and (t.{SOURCE_EPOCH}, t.{SOURCE_LSN}) <= (g.{SOURCE_EPOCH}, g.{SOURCE_LSN}) \
+         and ((t.{SOURCE_EPOCH}, t.{SOURCE_LSN}) <= (g.{SOURCE_EPOCH}, g.{SOURCE_LSN}) \
+         or exists (select from {deleted} d where {remembered_key} \
+         and (d.{SOURCE_EPOCH}, d.{SOURCE_LSN}) = (t.{SOURCE_EPOCH}, t.{SOURCE_LSN}))) \
          returning {removed}, t.{SOURCE_EPOCH}, t.{SOURCE_LSN}) \
          insert into {deleted} as d ({key_names}, {SOURCE_EPOCH}, {SOURCE_LSN}) \
-         select {key_names}, {SOURCE_EPOCH}, {SOURCE_LSN} + 1 from removed order by {key_names} \
+         select {key_names}, {SOURCE_EPOCH}, {SOURCE_LSN} from removed order by {key_names} \
          on conflict ({key_names}) do update set {SOURCE_EPOCH} = excluded.{SOURCE_EPOCH}, \
          {SOURCE_LSN} = excluded.{SOURCE_LSN}, deleted_at = excluded.deleted_at",
         input = input(table, &keys),
         table = quote(&table.name),
         same_key = key_equal(table, "t", "g"),
         removed = removed.join(", "),
+        remembered_key = key_equal(table, "d", "t"),
         deleted = deleted_table(table),
     )
 }

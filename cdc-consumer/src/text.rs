@@ -10,6 +10,14 @@ use crate::decimal::write_decimal;
 /// update did not change it: *the view keeps what it has*. `unavailable.value.placeholder` by default.
 const PLACEHOLDER: &[u8] = b"__debezium_unavailable_value";
 
+/// The same for arrays of numbers: each byte of the placeholder as an item.
+const PLACEHOLDER_NUMBERS: &[u8] =
+    b"{95,95,100,101,98,101,122,105,117,109,95,117,110,97,118,97,105,108,97,\
+    98,108,101,95,118,97,108,117,101}";
+
+/// The same for arrays of UUIDs: Java's name-based UUID of the placeholder.
+const PLACEHOLDER_UUIDS: &[u8] = b"{\"b68a35a7-17ad-35b3-af2a-ae46edb4545a\"}";
+
 /// The digits PostgreSQL's `numeric` can hold after the point, and before it.
 const NUMERIC_SCALE: std::ops::RangeInclusive<i32> = -131_072..=16_383;
 
@@ -113,8 +121,7 @@ pub(crate) fn write_point(
     Ok(())
 }
 
-/// Writes PostgreSQL's array syntax. An array whose single item is the placeholder, or whose items spell
-/// its bytes (integer arrays), stands for an unchanged array.
+/// Writes PostgreSQL's array syntax. Each of the placeholder's array forms stands for an unchanged array.
 pub(crate) fn write_array(
     item: &Converter,
     quoted: bool,
@@ -124,6 +131,7 @@ pub(crate) fn write_array(
     let mut text = Vec::new();
     let mut first = true;
     let mut kept = false;
+    let start = out.len();
     out.push(b'{');
     loop {
         let count = reader.block()?;
@@ -144,6 +152,8 @@ pub(crate) fn write_array(
         }
     }
     out.push(b'}');
+    let array = out.get(start..).unwrap_or_default();
+    kept |= array == PLACEHOLDER_NUMBERS || array == PLACEHOLDER_UUIDS;
     Ok(if kept { Cell::Keep } else { Cell::Text })
 }
 
