@@ -25,6 +25,14 @@ pub const REGISTRY_DATABASE: &str = "apicurio";
 pub const TOPICS: [&str; 2] = ["user-events", "post-events"];
 /// Partitions of each of [`TOPICS`]; as many consumers share the work at most.
 pub const TOPIC_PARTITIONS: u16 = 4;
+
+/// Settings of the topics: what the connectors' `topic.creation.default.*` give one they make.
+pub const TOPIC_SETTINGS: [(&str, &str); 4] = [
+    ("cleanup.policy", "compact"),
+    ("segment.bytes", "67108864"),
+    ("min.compaction.lag.ms", "259200000"),
+    ("delete.retention.ms", "604800000"),
+];
 pub const CONNECTORS: [&str; 2] = ["users", "posts"];
 pub const CONSUMER_GROUP: &str = "post-service-streams";
 

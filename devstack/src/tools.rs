@@ -7,7 +7,7 @@ use std::process::Command;
 
 use tokio::process::Command as TokioCommand;
 
-use crate::addresses::{HOST, KAFKA_PORT, TOPIC_PARTITIONS};
+use crate::addresses::{HOST, KAFKA_PORT, TOPIC_PARTITIONS, TOPIC_SETTINGS};
 use crate::artefact::ArtefactError;
 use crate::configuration;
 use crate::fetch::Installed;
@@ -112,7 +112,11 @@ pub(crate) fn create_topic(places: &Places, topic: &str) -> Result<TokioCommand,
         .arg(Installed::locate(places)?.kafka.join("*"))
         .args(["org.apache.kafka.tools.TopicCommand", "--create", "--if-not-exists"])
         .args(["--topic", topic, "--partitions", &TOPIC_PARTITIONS.to_string()])
-        .args(["--config", "cleanup.policy=compact"])
+        .args(
+            TOPIC_SETTINGS
+                .iter()
+                .flat_map(|(name, value)| ["--config".to_owned(), format!("{name}={value}")]),
+        )
         .args(["--bootstrap-server", &format!("{HOST}:{KAFKA_PORT}")]);
     Ok(command)
 }

@@ -132,7 +132,10 @@ fn disks_stay_bounded_when_a_reader_stays_away() {
         assert!(kafka[setting].parse::<u64>().is_ok(), "{setting} is not a size");
     }
     for name in addresses::CONNECTORS {
-        assert_eq!(connector(name)["topic.creation.default.cleanup.policy"], "compact", "{name}");
+        for (setting, value) in addresses::TOPIC_SETTINGS {
+            let given = &connector(name)[format!("topic.creation.default.{setting}")];
+            assert_eq!(given, value, "{name}: {setting}");
+        }
     }
 }
 
@@ -173,9 +176,22 @@ fn the_secrets_file_holds_every_key_that_connectors_refer_to() {
 }
 
 #[test]
+fn the_topics_are_made_as_in_the_local_stack() {
+    let compose = Compose::read();
+    let command = compose.service("create-topics")["command"][2].as_str().expect("a script");
+    for topic in addresses::TOPICS {
+        assert!(command.contains(topic), "create-topics does not make {topic}");
+    }
+    assert!(command.contains(&format!("--partitions {}", addresses::TOPIC_PARTITIONS)));
+    for (setting, value) in addresses::TOPIC_SETTINGS {
+        assert!(command.contains(&format!("--config {setting}={value}")), "{setting} differs");
+    }
+}
+
+#[test]
 fn every_service_is_limited_watched_and_pinned() {
     let compose = Compose::read();
-    let steps = ["migrate", "register-connectors", "shell"];
+    let steps = ["migrate", "create-topics", "register-connectors", "shell"];
     for (name, service) in compose.services() {
         assert!(service["mem_limit"].is_string(), "{name} has no memory limit");
         assert!(service["logging"]["options"]["max-size"].is_string(), "{name} logs without end");
