@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use devstack::Service;
+use reqwest::Method;
+use serde_json::json;
 use tokio::time::Instant;
 
 use crate::load::Load;
-use crate::system::{System, with_system};
+use crate::system::{EMAIL_DOMAIN, System, with_system};
 use crate::wait::until;
 
 const MOVE_DEADLINE: Duration = Duration::from_secs(45);
@@ -38,6 +40,41 @@ async fn partitions_move_between_two_and_four_consumers_and_nothing_is_lost() {
         system.report.time("last write to views equal", system.views_equal(EQUAL_DEADLINE).await);
     })
     .await;
+}
+
+/// A frozen process is the worst member: it holds its connections, its locks and its opinion of
+/// what it owns.
+#[tokio::test]
+async fn a_consumer_that_freezes_and_thaws_is_fenced_off() {
+    with_system(async |system: System| {
+        let [first, second] = [1, 2].map(Service::Consumer);
+        let load = Load::start(&system).await;
+        start(&system, &[second]).await;
+        moved(&system, "two consumers", &[first, second]).await;
+        load.attempts(200, 200).await;
+
+        system.stack.pause(second).unwrap();
+        moved(&system, "one of two frozen", &[first]).await;
+        let applied = Instant::now();
+        let url = system.http.posts(&format!("/users/{}", create_user(&system).await));
+        system.http.visible(&url, MOVE_DEADLINE, |answer| answer.status == 200).await;
+        system.report.time("a new row visible meanwhile", applied.elapsed());
+
+        system.stack.resume(second).unwrap();
+        moved(&system, "thawed", &[first, second]).await;
+        load.attempts(200, 200).await;
+        load.stop(&system).await;
+        system.report.time("last write to views equal", system.views_equal(EQUAL_DEADLINE).await);
+    })
+    .await;
+}
+
+async fn create_user(system: &System) -> i64 {
+    let user = json!({
+        "name": "홍길동", "department": "개발팀",
+        "email": format!("frozen-{:x}@{EMAIL_DOMAIN}", rand::random::<u64>()),
+    });
+    system.http.expect(201, Method::POST, &system.http.users(""), Some(&user)).await.id()
 }
 
 async fn start(system: &System, consumers: &[Service]) {
