@@ -120,7 +120,7 @@ impl ViewBatch {
                     text.push_str(part);
                 }
                 CellText::Text(part) => text.push_str(part),
-                CellText::Null | CellText::Keep => {}
+                CellText::Null | CellText::Keep | CellText::Absent => {}
             }
         }
         text

@@ -21,6 +21,8 @@ pub enum Cell {
     Text,
     /// The source did not send the value: keep the view's.
     Keep,
+    /// The record's schema has no such field.
+    Absent,
 }
 
 /// Why a field cannot feed a column. Found when the plan is compiled, before anything is applied.

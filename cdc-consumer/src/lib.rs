@@ -31,6 +31,7 @@ pub mod fence;
 mod prune;
 pub mod quarantine;
 pub mod sql;
+mod write;
 pub mod writer;
 
 mod assignment;

@@ -2,11 +2,11 @@
 
 use crate::avro::Reader;
 use crate::catalog::Table;
-use crate::convert::{self, Converter, Mismatch, ValueError};
+use crate::convert::{self, Cell, Converter, Mismatch, ValueError};
 use crate::envelope::{EnvelopePlan, EnvelopeSchemaError};
 use crate::rows::RowWriter;
 use crate::schema::{Node, Record};
-use crate::view::ViewSpec;
+use crate::view::{Absent, ViewSpec};
 
 /// Why a schema cannot feed a view. The declaration, the table or the connector is wrong; nothing of
 /// the topic is applied until that is changed.
@@ -26,7 +26,8 @@ pub enum PlanError {
     },
     #[error(
         "no field feeds column {table}.{column}; \
-         map one in the views file ([view.columns]) or drop the column"
+         map one in the views file ([view.columns]), drop the column, or say absent = \"keep\" for this \
+         view (a new row gets the column's default, an existing row keeps what it has)"
     )]
     ColumnWithoutField { table: String, column: String },
     #[error(
@@ -57,6 +58,8 @@ pub struct FieldError {
 pub struct RowPlan {
     part: &'static str,
     steps: Vec<Step>,
+    /// Columns that no field feeds, where the declaration allows that.
+    absent: Vec<usize>,
 }
 
 #[derive(Debug)]
@@ -90,9 +93,10 @@ impl ValuePlan {
             }
             Ok(())
         })?;
-        let row = RowPlan { part: "value", steps };
-        if let Some(column) = table.value_columns().find(|column| !row.feeds(*column)) {
-            let column = table.column_name(column).to_owned();
+        let mut row = RowPlan { part: "value", steps, absent: vec![] };
+        row.absent = table.value_columns().filter(|column| !row.feeds(*column)).collect();
+        if let (Some(column), Absent::Halt) = (row.absent.first(), spec.absent) {
+            let column = table.column_name(*column).to_owned();
             return Err(PlanError::ColumnWithoutField { table: table.name.clone(), column });
         }
         Ok(Self { envelope: plan, row, ignored_fields })
@@ -112,7 +116,7 @@ impl RowPlan {
                 field: field.to_owned(),
             })
         })?;
-        let plan = Self { part: "key", steps };
+        let plan = Self { part: "key", steps, absent: vec![] };
         if let Some(column) = table.key_columns().find(|column| !plan.feeds(*column)) {
             let column = table.column_name(column).to_owned();
             return Err(PlanError::KeyColumnWithoutField { table: table.name.clone(), column });
@@ -132,6 +136,9 @@ impl RowPlan {
                     .cell(*index, |out| converter.write(&mut reader, out))
                     .map_err(|source| self.error(field, source))?,
             }
+        }
+        for column in &self.absent {
+            row.cell(*column, |_| Ok(Cell::Absent))?;
         }
         reader.finish().map_err(|error| self.error("(end)", error))
     }

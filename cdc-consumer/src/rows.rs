@@ -7,6 +7,7 @@ use crate::convert::Cell;
 enum Slot {
     Null,
     Keep,
+    Absent,
     Text { start: u32, end: u32 },
 }
 
@@ -23,7 +24,17 @@ pub struct Rows {
 pub enum CellText<'a> {
     Null,
     Keep,
+    Absent,
     Text(&'a str),
+}
+
+/// Columns a statement must leave out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Omitted {
+    /// The source has a value and did not send it: only an existing row can keep it.
+    NotSent(Vec<usize>),
+    /// The source has no such column: a new row gets the default.
+    Unknown(Vec<usize>),
 }
 
 /// A row number in its [`Rows`].
@@ -70,7 +81,7 @@ impl Rows {
         let newest = self.slots.get(slot_start..).unwrap_or_default();
         let text_start = newest.iter().filter_map(|slot| match slot {
             Slot::Text { start, .. } => Some(*start as usize),
-            Slot::Null | Slot::Keep => None,
+            Slot::Null | Slot::Keep | Slot::Absent => None,
         });
         if let Some(text_start) = text_start.min() {
             self.text.truncate(text_start);
@@ -86,19 +97,26 @@ impl Rows {
                 CellText::Text(std::str::from_utf8(bytes).expect("converters write UTF-8"))
             }
             Some(Slot::Null) => CellText::Null,
+            Some(Slot::Absent) => CellText::Absent,
             Some(Slot::Keep) | None => CellText::Keep,
         }
     }
 
     /// Whether every cell of a row has a value of its own.
     pub fn complete(&self, row: RowId) -> bool {
-        !self.slots_of(row).contains(&Slot::Keep)
+        !self.slots_of(row).iter().any(|slot| matches!(slot, Slot::Keep | Slot::Absent))
     }
 
-    /// Which columns of a row the source did not send.
-    pub fn kept_columns(&self, row: RowId) -> Vec<usize> {
+    /// Which columns of a row have no value of their own.
+    pub fn omitted(&self, row: RowId) -> Omitted {
         let slots = self.slots_of(row).iter().enumerate();
-        slots.filter(|(_, slot)| **slot == Slot::Keep).map(|(column, _)| column).collect()
+        let columns = slots.filter(|(_, slot)| matches!(slot, Slot::Keep | Slot::Absent));
+        let columns = columns.map(|(column, _)| column).collect();
+        if self.slots_of(row).contains(&Slot::Keep) {
+            Omitted::NotSent(columns)
+        } else {
+            Omitted::Unknown(columns)
+        }
     }
 
     /// Fills the cells that `newer` keeps with those of `older`: together they are one later row.
@@ -107,7 +125,7 @@ impl Rows {
         let start = newer.0 as usize * self.width;
         let slots = self.slots.get_mut(start..start + self.width).unwrap_or_default();
         for (slot, inherited) in slots.iter_mut().zip(older) {
-            if *slot == Slot::Keep {
+            if matches!(slot, Slot::Keep | Slot::Absent) && inherited != Slot::Absent {
                 *slot = inherited;
             }
         }
@@ -138,6 +156,7 @@ impl RowWriter<'_> {
             Cell::Text => Slot::Text { start: offset(start), end: offset(self.text.len()) },
             Cell::Null => Slot::Null,
             Cell::Keep => Slot::Keep,
+            Cell::Absent => Slot::Absent,
         };
         if !matches!(slot, Slot::Text { .. }) {
             self.text.truncate(start);
@@ -173,7 +192,7 @@ mod tests {
         let second = push(&mut rows, &[Some("2"), Some("b"), Some("")]);
         assert_eq!(rows.cell(first, 0), CellText::Text("1"));
         assert_eq!(rows.cell(first, 1), CellText::Null);
-        assert_eq!(rows.kept_columns(first), [2]);
+        assert_eq!(rows.omitted(first), Omitted::NotSent(vec![2]));
         assert_eq!(rows.cell(second, 2), CellText::Text(""));
         assert!(rows.complete(second));
     }

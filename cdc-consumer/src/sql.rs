@@ -73,12 +73,17 @@ pub struct Statements {
 impl Statements {
     pub fn new(table: &Table) -> Self {
         Self {
-            upsert: upsert(table).into(),
+            upsert: upsert(table, &[]).into(),
             delete: delete(table).into(),
             erase: erase(table).into(),
             truncate: truncate(table).map(Into::into),
             table: table.clone(),
         }
+    }
+
+    /// An upsert that leaves columns out: a new row gets their default, an existing one keeps its values.
+    pub fn upsert_without(&self, omitted: &[usize]) -> Arc<str> {
+        upsert(&self.table, omitted).into()
     }
 
     /// An update of rows whose `kept` columns the source did not send. Parameters: one `text[]` per
@@ -152,13 +157,15 @@ fn cast(table: &Table, column: usize, value: &str) -> String {
     }
 }
 
-fn upsert(table: &Table) -> String {
-    let columns: Vec<usize> = (0..table.width()).collect();
+fn upsert(table: &Table, omitted: &[usize]) -> String {
+    let columns: Vec<usize> =
+        (0..table.width()).filter(|column| !omitted.contains(column)).collect();
     let column_names = names(table, columns.iter().copied());
     let keys = names(table, table.key_columns()).join(", ");
     let all = column_names.join(", ");
     let selected: Vec<_> = column_names.iter().map(|name| format!("s.{name}")).collect();
-    let mut set: Vec<_> = names(table, table.value_columns());
+    let written = table.value_columns().filter(|column| !omitted.contains(column));
+    let mut set: Vec<_> = names(table, written);
     set.extend([SOURCE_EPOCH.to_owned(), SOURCE_LSN.to_owned()]);
     let (stamp, stamped) = if table.stamped {
         set.push(LAST_PROCESSED_AT.to_owned());
@@ -315,6 +322,16 @@ mod tests {
             statements.upsert.starts_with("insert into \"Odd \"\" table\" as t (\"a\", \"B\"\"\"")
         );
         assert!(statements.delete.contains("t.\"a\" = g.\"a\" and t.\"B\"\"\" = g.\"B\"\"\""));
+    }
+
+    #[test]
+    fn a_column_the_record_does_not_know_is_neither_inserted_nor_overwritten() {
+        let table = Table::sample("t", 1, &[("k", "int8"), ("old", "text"), ("new", "text")]);
+        let statements = Statements::new(&table);
+        assert!(statements.upsert.contains("\"new\""));
+        let older = statements.upsert_without(&[2]);
+        assert!(older.contains("\"old\" = excluded.\"old\""));
+        assert!(!older.contains("\"new\""));
     }
 
     #[test]

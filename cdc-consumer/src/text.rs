@@ -145,7 +145,7 @@ pub(crate) fn write_array(
             text.clear();
             match item.write(reader, &mut text)? {
                 Cell::Null => out.extend_from_slice(b"NULL"),
-                Cell::Keep => kept = true,
+                Cell::Keep | Cell::Absent => kept = true,
                 Cell::Text if quoted => write_quoted(&text, out),
                 Cell::Text => out.extend_from_slice(&text),
             }
@@ -180,7 +180,7 @@ pub(crate) fn write_pairs(
             text.clear();
             match item.write(reader, &mut text)? {
                 Cell::Null => out.extend_from_slice(b"NULL"),
-                Cell::Keep => kept = true,
+                Cell::Keep | Cell::Absent => kept = true,
                 Cell::Text => write_quoted(&text, out),
             }
         }

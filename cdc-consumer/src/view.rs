@@ -26,6 +26,20 @@ pub struct ViewSpec {
     /// Source field to view column, where the names differ.
     #[serde(default)]
     pub columns: BTreeMap<String, String>,
+    /// What to do about a column that a record's schema does not feed.
+    #[serde(default)]
+    pub absent: Absent,
+}
+
+/// A record from before a column was added, or from after it was dropped at the source.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Absent {
+    /// Stop and say so: the declaration may be wrong.
+    #[default]
+    Halt,
+    /// Leave the column alone: a new row gets its default, an existing row keeps what it has.
+    Keep,
 }
 
 impl ViewSpec {

@@ -1,0 +1,255 @@
+//! The rows of one view's part in a batch, inside the batch's transaction.
+
+use std::sync::Arc;
+
+use sqlx::postgres::PgBindIterExt;
+use sqlx::{AssertSqlSafe, Connection, PgTransaction, Row};
+
+use crate::apply::{ApplyError, Care, Outcome, Target};
+use crate::batch::{Action, Entry, ViewBatch};
+use crate::quarantine::{self, Fault};
+use crate::rows::{CellText, Omitted};
+use crate::sql::Statements;
+
+/// One kind of statement over some entries of a view.
+struct Step {
+    kind: StepKind,
+    entries: Vec<Entry>,
+}
+
+#[derive(Clone)]
+enum StepKind {
+    Erase,
+    Delete,
+    /// All columns but those the record's schema does not have.
+    Upsert {
+        omitted: Vec<usize>,
+    },
+    /// Upserts whose `kept` columns the source did not send.
+    Partial {
+        kept: Vec<usize>,
+    },
+}
+
+pub(crate) struct ViewWork<'a> {
+    pub(crate) target: &'a Target,
+    pub(crate) index: usize,
+    pub(crate) view: &'a ViewBatch,
+    pub(crate) care: Care,
+    pub(crate) faults: Vec<Fault>,
+    pub(crate) outcome: Outcome,
+}
+
+impl ViewWork<'_> {
+    /// Truncation, then deletes, then upserts: the guards make any order right between batches, this one
+    /// is right within a batch for keys PostgreSQL finds equal and the fold did not.
+    pub(crate) async fn apply(
+        &mut self,
+        tx: &mut PgTransaction<'_>,
+        parked: &quarantine::Parked,
+    ) -> Result<(), ApplyError> {
+        if let Some(position) = self.view.truncated_at {
+            for statement in &self.statements().truncate {
+                let statement = sqlx::query(AssertSqlSafe(Arc::clone(statement)));
+                let done =
+                    statement.bind(position.epoch).bind(position.lsn).execute(&mut **tx).await;
+                done.map_err(|source| self.write_error(source))?;
+            }
+        }
+        for step in self.steps(parked) {
+            match self.care {
+                Care::Sets => self.write(tx, &step).await?,
+                Care::Rows => self.write_or_halve(tx, step).await?,
+            }
+        }
+        Ok(())
+    }
+
+    fn statements(&self) -> &Statements {
+        // One `Statements` per view, built from the same declaration as the batch.
+        self.target.statements.get(self.index).expect("every view has statements")
+    }
+
+    fn steps(&mut self, parked: &quarantine::Parked) -> Vec<Step> {
+        let mut erasures = Vec::new();
+        let mut deletes = Vec::new();
+        let mut upserts = Vec::new();
+        let mut others: Vec<(Omitted, Vec<Entry>)> = Vec::new();
+        for entry in self.view.entries() {
+            if let Some(fault) = parked.fault(self.index, self.view, entry) {
+                self.faults.push(fault);
+                continue;
+            }
+            match entry.action {
+                Action::Erase => erasures.push(*entry),
+                Action::Delete => deletes.push(*entry),
+                Action::Upsert if self.view.rows().complete(entry.row) => upserts.push(*entry),
+                Action::Upsert => {
+                    let omitted = self.view.rows().omitted(entry.row);
+                    match others.iter_mut().find(|(columns, _)| *columns == omitted) {
+                        Some((_, entries)) => entries.push(*entry),
+                        None => others.push((omitted, vec![*entry])),
+                    }
+                }
+            }
+        }
+        let others = others.into_iter().map(|(omitted, entries)| match omitted {
+            Omitted::NotSent(kept) => Step { kind: StepKind::Partial { kept }, entries },
+            Omitted::Unknown(omitted) => Step { kind: StepKind::Upsert { omitted }, entries },
+        });
+        [
+            Step { kind: StepKind::Erase, entries: erasures },
+            Step { kind: StepKind::Delete, entries: deletes },
+            Step { kind: StepKind::Upsert { omitted: vec![] }, entries: upserts },
+        ]
+        .into_iter()
+        .chain(others)
+        .filter(|step| !step.entries.is_empty())
+        .collect()
+    }
+
+    async fn write(&mut self, tx: &mut PgTransaction<'_>, step: &Step) -> Result<(), ApplyError> {
+        let total = step.entries.len() as u64;
+        let stale = match &step.kind {
+            StepKind::Upsert { omitted } => {
+                total.saturating_sub(self.upsert(tx, omitted, &step.entries).await?)
+            }
+            StepKind::Delete => self.delete(tx, &step.entries).await?,
+            StepKind::Erase => {
+                let removed = self.erase(tx, &step.entries).await?;
+                self.outcome.applied += removed;
+                self.outcome.ignored += total.saturating_sub(removed);
+                return Ok(());
+            }
+            StepKind::Partial { kept } => return self.partial(tx, kept, &step.entries).await,
+        };
+        self.outcome.stale += stale;
+        self.outcome.applied += total - stale;
+        Ok(())
+    }
+
+    /// Halves a step that fails because of its values until a single row is at fault. Each attempt has
+    /// a savepoint; infrastructure failures pass through.
+    async fn write_or_halve(
+        &mut self,
+        tx: &mut PgTransaction<'_>,
+        step: Step,
+    ) -> Result<(), ApplyError> {
+        let mut waiting = vec![step];
+        while let Some(mut step) = waiting.pop() {
+            let mut savepoint = tx.begin().await.map_err(ApplyError::Transaction)?;
+            match self.write(&mut savepoint, &step).await {
+                Ok(()) => savepoint.commit().await.map_err(ApplyError::Transaction)?,
+                Err(ApplyError::Write { source, .. }) if quarantine::blames_values(&source) => {
+                    savepoint.rollback().await.map_err(ApplyError::Transaction)?;
+                    if let [entry] = step.entries.as_slice() {
+                        self.faults.push(Fault::refused(self.index, self.view, entry, &source));
+                    } else {
+                        let half = step.entries.split_off(step.entries.len() / 2);
+                        let kind = step.kind.clone();
+                        waiting.push(Step { kind, entries: half });
+                        waiting.push(step);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows inserted or updated.
+    async fn upsert(
+        &self,
+        tx: &mut PgTransaction<'_>,
+        omitted: &[usize],
+        entries: &[Entry],
+    ) -> Result<u64, ApplyError> {
+        let statement = match omitted {
+            [] => Arc::clone(&self.statements().upsert),
+            omitted => self.statements().upsert_without(omitted),
+        };
+        let query = self.bind(statement, &self.all_but(omitted), entries);
+        let done = query.execute(&mut **tx).await.map_err(|source| self.write_error(source))?;
+        Ok(done.rows_affected())
+    }
+
+    fn all_but(&self, omitted: &[usize]) -> Vec<usize> {
+        (0..self.view.rows().width()).filter(|column| !omitted.contains(column)).collect()
+    }
+
+    /// Rows that lone tombstones removed.
+    async fn erase(
+        &self,
+        tx: &mut PgTransaction<'_>,
+        entries: &[Entry],
+    ) -> Result<u64, ApplyError> {
+        let columns: Vec<usize> = (0..self.view.key_width()).collect();
+        let query = self.bind(Arc::clone(&self.statements().erase), &columns, entries);
+        let done = query.execute(&mut **tx).await.map_err(|source| self.write_error(source))?;
+        Ok(done.rows_affected())
+    }
+
+    /// How many of the deletes were stale.
+    async fn delete(
+        &self,
+        tx: &mut PgTransaction<'_>,
+        entries: &[Entry],
+    ) -> Result<u64, ApplyError> {
+        let columns: Vec<usize> = (0..self.view.key_width()).collect();
+        let query = self.bind(Arc::clone(&self.statements().delete), &columns, entries);
+        let row = query.fetch_one(&mut **tx).await.map_err(|source| self.write_error(source))?;
+        let stale: i64 = row.try_get(0).map_err(|source| self.write_error(source))?;
+        Ok(stale.unsigned_abs())
+    }
+
+    /// Updates rows that keep some columns. A row that is not there cannot keep anything: its change is
+    /// at fault, unless a newer state of the key is known.
+    async fn partial(
+        &mut self,
+        tx: &mut PgTransaction<'_>,
+        kept: &[usize],
+        entries: &[Entry],
+    ) -> Result<(), ApplyError> {
+        let query = self.bind(self.statements().partial(kept), &self.all_but(kept), entries);
+        let rows = query.fetch_all(&mut **tx).await.map_err(|source| self.write_error(source))?;
+        for row in rows {
+            let read = || Ok((row.try_get::<i64, _>(0)?, row.try_get(1)?, row.try_get(2)?));
+            let (number, applied, known): (i64, bool, bool) =
+                read().map_err(|source| self.write_error(source))?;
+            let entry = usize::try_from(number - 1).ok().and_then(|index| entries.get(index));
+            match (applied, known, entry) {
+                (true, _, _) => self.outcome.applied += 1,
+                (false, false, Some(entry)) => {
+                    self.faults.push(Fault::value_not_sent(self.index, self.view, entry));
+                }
+                (false, _, _) => self.outcome.stale += 1,
+            }
+        }
+        Ok(())
+    }
+
+    fn bind<'q>(
+        &'q self,
+        statement: Arc<str>,
+        columns: &[usize],
+        entries: &'q [Entry],
+    ) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments> {
+        let rows = self.view.rows();
+        let mut query = sqlx::query(AssertSqlSafe(statement));
+        for &column in columns {
+            let cells = entries.iter().map(move |entry| match rows.cell(entry.row, column) {
+                CellText::Text(text) => Some(text),
+                CellText::Null | CellText::Keep | CellText::Absent => None,
+            });
+            query = query.bind(cells.bind_iter());
+        }
+        query
+            .bind(entries.iter().map(|entry| entry.position.epoch).bind_iter())
+            .bind(entries.iter().map(|entry| entry.position.lsn).bind_iter())
+    }
+
+    fn write_error(&self, source: sqlx::Error) -> ApplyError {
+        let table = self.target.tables.get(self.index).cloned().unwrap_or_default();
+        ApplyError::Write { table, source }
+    }
+}
