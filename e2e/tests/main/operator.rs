@@ -9,7 +9,7 @@ use crate::load::Load;
 use crate::system::{System, with_system};
 use crate::wait::until;
 
-const DEADLINE: Duration = Duration::from_mins(1);
+const DEADLINE: Duration = Duration::from_mins(3);
 
 #[tokio::test]
 async fn status_and_offsets_say_where_the_consumer_stands() {
