@@ -1,0 +1,124 @@
+//! A declaration that does not fit is refused with its reason, before anything is applied.
+
+use serde_json::{Value as Json, json};
+
+use crate::harness::World;
+use crate::harness::consumer::Consumer;
+use crate::harness::feed::{Event, Feed};
+use crate::harness::source::{Users, user_feed, user_views};
+
+/// Starts a consumer of `create`d table `thing` sends one row, and returns the error that ends it.
+async fn refused(create: &str, fields: &Json, key: &[&str], row: Json) -> String {
+    let world = World::new().await;
+    world.view(create, "thing").await;
+    let feed = Feed::new(&world, 1, fields, key).await;
+    let views = format!("[[view]]\ntopic = '{}'\ntable = 'thing'\n", feed.topic);
+    let consumer = Consumer::start(&world, &views, &[]);
+    feed.send(&world, &[Event::new("c", 1, row)]).await;
+    let error = consumer.failure().await;
+    assert!(error.contains(&feed.topic), "names the topic: {error}");
+    assert_eq!(world.text("select count(*) from thing").await, "0");
+    assert_eq!(world.dead_letters().await, Vec::<String>::new());
+    error
+}
+
+fn id_and(name: &str, kind: &Json) -> Json {
+    json!([{"name": "id", "type": "long"}, {"name": name, "type": kind}])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unknown_table_is_named() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let views = format!("[[view]]\ntopic = '{}'\ntable = 'no_such_table'\n", feed.topic);
+    let error = Consumer::start(&world, &views, &[]).failure().await;
+    assert!(error.contains("table no_such_table does not exist in schema views_1"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_without_a_primary_key_or_source_position_is_refused() {
+    let world = World::new().await;
+    world
+        .sql(
+            "create table keyless (id bigint); create table plain (id bigint primary key);
+        grant select on keyless, plain to cdc_consumer",
+        )
+        .await;
+    let feed = user_feed(&world, 1).await;
+    for (table, expected) in [
+        ("keyless", "table keyless has no primary key"),
+        ("plain", "call cdc_view('plain') in its migration"),
+    ] {
+        let views = format!("[[view]]\ntopic = '{}'\ntable = '{table}'\n", feed.topic);
+        let error = Consumer::start(&world, &views, &[]).failure().await;
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_column_no_field_feeds_is_named() {
+    let error = refused(
+        "create table thing (thing_id bigint primary key, name text)",
+        &id_and("name", &json!("string")),
+        &["id"],
+        json!({"id": 1, "name": "x"}),
+    )
+    .await;
+    assert!(error.contains("'id' of the record key feeds no key column of thing"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_column_of_an_impossible_type_is_named_with_both_types() {
+    let error = refused(
+        "create table thing (id bigint primary key, born date)",
+        &id_and(
+            "born",
+            &json!({"type": "long", "connect.name": "io.debezium.time.MicroTimestamp"}),
+        ),
+        &["id"],
+        json!({"id": 1, "born": 5}),
+    )
+    .await;
+    assert!(error.contains("field 'born' cannot feed column thing.born"), "{error}");
+    assert!(error.contains("a timestamp without zone"), "{error}");
+    assert!(error.contains("type date"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_column_no_field_feeds_is_named() {
+    let error = refused(
+        "create table thing (id bigint primary key, name text, nickname text)",
+        &id_and("name", &json!("string")),
+        &["id"],
+        json!({"id": 1, "name": "x"}),
+    )
+    .await;
+    assert!(error.contains("no field feeds column thing.nickname"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mapped_subset_of_the_columns_is_enough() {
+    let world = World::new().await;
+    world.view("create table thing (thing_id bigint primary key, label text)", "thing").await;
+    let feed = Feed::new(&world, 1, &id_and("name", &json!("string")), &["id"]).await;
+    let views = format!(
+        "[[view]]\ntopic = '{}'\ntable = 'thing'\nkey = {{ id = 'thing_id' }}\ncolumns = {{ name = 'label' }}\n",
+        feed.topic
+    );
+    let consumer = Consumer::start(&world, &views, &[]);
+    feed.send(&world, &[Event::new("c", 1, json!({"id": 1, "name": "x"}))]).await;
+    world.shows("thing", &[json!({"thing_id": 1, "label": "x"})]).await;
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_without_a_key_are_refused() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    let mut message = feed.message(&Users::default().put(1));
+    message.key = None;
+    world.send(&feed.topic, vec![message]).await;
+    let error = consumer.failure().await;
+    assert!(error.contains("has no record key: the source table has no primary key"), "{error}");
+}

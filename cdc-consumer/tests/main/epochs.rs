@@ -1,0 +1,65 @@
+//! A source that was restored: its LSNs begin again lower.
+
+use crate::harness::World;
+use crate::harness::consumer::Consumer;
+use crate::harness::feed::Event;
+use crate::harness::source::{Users, user_feed, user_views};
+
+/// A restored source's changes are not stale, though their LSNs are lower than all before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_at_a_lower_lsn_begins_a_new_life_of_the_source() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let views = user_views(&feed.topic);
+    let consumer = Consumer::start(&world, &views, &["--batch-records-max=8"]);
+    let mut users = Users::after(1_000_000);
+    feed.send(&world, &users.puts(1..=20)).await;
+    feed.send(&world, &users.puts(1..=20)).await;
+    world.drained(&feed.topic, 2).await;
+
+    users.lsn = 5_000;
+    let mut events = users.snapshot();
+    events.extend(users.puts(3..=25));
+    events.push(users.delete(4));
+    feed.send(&world, &events).await;
+    world.drained(&feed.topic, 2).await;
+    world.shows("user_view", &users.as_view()).await;
+    world.counts_are_right().await;
+
+    // The new life outlives a restart, and a replay of both lives ends in the newer one.
+    consumer.stop().await;
+    feed.send(&world, &users.puts(1..=2)).await;
+    world.audit().await;
+    world.reset_group(&feed.topic, 2, 0).await;
+    let consumer = Consumer::start(&world, &views, &[]);
+    world.drained(&feed.topic, 2).await;
+    world.shows("user_view", &users.as_view()).await;
+    world.counts_are_right().await;
+    world.never_went_back().await;
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_incremental_snapshot_is_placed_by_its_sequence() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    let mut users = Users::default();
+    feed.send(&world, &users.puts(1..=10)).await;
+    world.drained(&feed.topic, 1).await;
+    world.sql("delete from user_view where user_id = 3").await;
+
+    // The chunk was read before the newest change of user 5 and brings user 3 back.
+    let mut reads = users.snapshot();
+    for read in &mut reads {
+        read.snapshot = "incremental";
+    }
+    let newest = users.put(5);
+    let events: Vec<Event> = [newest].into_iter().chain(reads).collect();
+    feed.send(&world, &events).await;
+    world.drained(&feed.topic, 1).await;
+    world.shows("user_view", &users.as_view()).await;
+    world.counts_are_right().await;
+    let outcome = consumer.stop().await;
+    assert_eq!((outcome.stale, outcome.quarantined), (1, 0), "{outcome:?}");
+}

@@ -1,0 +1,185 @@
+//! Consumers under test: in this process, or as a process of their own that can be stopped and killed.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use cdc_consumer::apply::Outcome;
+use cdc_consumer::board::Board;
+use cdc_consumer::cli::{self, Cli};
+use cdc_consumer::config::RunSettings;
+use cdc_consumer::pipeline::{self, SessionError};
+use clap::Parser;
+use service::health::Readiness;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{SOON, World, wait_until};
+
+/// A consumer in this process.
+pub(crate) struct Consumer {
+    pub(crate) board: Board,
+    shutdown: CancellationToken,
+    task: Option<JoinHandle<Result<(), SessionError>>>,
+}
+
+impl Consumer {
+    /// Starts a consumer of the declared views. `options` are flags, as `--name=value`.
+    pub(crate) fn start(world: &World, views: &str, options: &[&str]) -> Self {
+        let settings = settings(world, options);
+        let specs = cdc_consumer::view::parse(views).expect("a valid declaration");
+        let board = Board::new(specs.iter().map(|spec| spec.table.clone()), Readiness::new());
+        board.readiness.block("session", "joining the consumer group");
+        let shutdown = CancellationToken::new();
+        let (ours, token) = (board.clone(), shutdown.clone());
+        let task =
+            tokio::spawn(async move { pipeline::run(&settings, &specs, &ours, &token).await });
+        Self { board, shutdown, task: Some(task) }
+    }
+
+    /// Ends it in order. Returns what its records of the first view became.
+    pub(crate) async fn stop(mut self) -> Outcome {
+        self.shutdown.cancel();
+        let ended = tokio::time::timeout(SOON, self.task.take().expect("ends once")).await;
+        ended.expect("stops in time").expect("no panic").expect("a clean end");
+        self.outcome()
+    }
+
+    /// Waits until it gives up by itself. Returns the whole error.
+    pub(crate) async fn failure(mut self) -> String {
+        let ended = tokio::time::timeout(SOON, self.task.take().expect("ends once")).await;
+        let ended = ended.unwrap_or_else(|_| panic!("still running: {:?}", self.board.status()));
+        let error = ended.expect("no panic").expect_err("an error");
+        service::telemetry::chain(&error).to_string()
+    }
+
+    /// What the records of the first view became so far.
+    pub(crate) fn outcome(&self) -> Outcome {
+        self.board.status().views.first().map(|view| view.records).unwrap_or_default()
+    }
+
+    /// Waits until it has at least one partition.
+    pub(crate) async fn joined(&self) {
+        wait_until("partitions", SOON, || async {
+            let status = self.board.status();
+            if status.partitions.is_empty() { Err(format!("{status:?}")) } else { Ok(()) }
+        })
+        .await;
+    }
+
+    /// Waits for a reason not to be ready that contains `text`.
+    pub(crate) async fn complains(&self, text: &str) {
+        wait_until(text, SOON, || async {
+            let reasons = self.board.readiness.reasons().join("; ");
+            if reasons.contains(text) { Ok(()) } else { Err(reasons) }
+        })
+        .await;
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+/// All records counted, by where they ended.
+pub(crate) fn total(outcome: &Outcome) -> u64 {
+    let Outcome { applied, folded, stale, ignored, quarantined } = *outcome;
+    applied + folded + stale + ignored + quarantined
+}
+
+/// Settings of `run` in this world.
+pub(crate) fn settings(world: &World, options: &[&str]) -> RunSettings {
+    let mut arguments = vec!["cdc-consumer".to_owned(), "run".to_owned()];
+    arguments.extend(flags(world, options));
+    let cli = Cli::try_parse_from(arguments).unwrap_or_else(|error| panic!("{error}"));
+    match cli.command {
+        cli::Command::Run(settings) => *settings,
+        other => panic!("not a run: {other:?}"),
+    }
+}
+
+/// The flags that lead to this world, unless an option sets them otherwise, and the options.
+fn flags(world: &World, options: &[&str]) -> Vec<String> {
+    let database = world.consumer_url(&world.database_address());
+    let flags = [
+        ("kafka-brokers", world.brokers.as_str()),
+        ("consumer-group", &world.name),
+        ("schema-registry-url", &world.registry),
+        ("consumer-database-url", &database),
+        ("consumer-listen", "127.0.0.1:0"),
+    ];
+    let flags = flags.iter().map(|(name, value)| (format!("--{name}="), *value));
+    let ours = flags.filter(|(flag, _)| !options.iter().any(|option| option.starts_with(flag)));
+    let ours = ours.map(|(flag, value)| flag + value);
+    ours.chain(options.iter().map(|&option| option.to_owned())).collect()
+}
+
+/// A consumer as a process of its own, killed when dropped.
+pub(crate) struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    pub(crate) fn start(world: &World, views: &str, number: usize, options: &[&str]) -> Self {
+        let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+        let file = directory.join(format!("{}_{number}.toml", world.name));
+        std::fs::write(&file, views).expect("a views file");
+        let log = file.with_extension("log");
+        let out = File::create(&log).expect("a log file");
+        let child = Command::new(env!("CARGO_BIN_EXE_cdc-consumer"))
+            .arg("run")
+            .args(flags(world, options))
+            .arg(format!("--views-file={}", file.display()))
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().expect("a second handle"))
+            .stderr(out)
+            .spawn()
+            .expect("the consumer starts");
+        Self { child, log }
+    }
+
+    /// Sends a signal by name: STOP, CONT, TERM, KILL.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(pid).status();
+        assert!(sent.expect("kill runs").success(), "kill -{name}");
+    }
+
+    /// Waits for a line in its log.
+    pub(crate) async fn says(&self, text: &str) {
+        wait_until(text, SOON, || async {
+            let log = std::fs::read_to_string(&self.log).expect("its log");
+            if log.contains(text) { Ok(()) } else { Err(log) }
+        })
+        .await;
+    }
+
+    /// Ends it at once, wherever it is.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it ends");
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+        drop(std::fs::remove_file(self.log.with_extension("toml")));
+        if !std::thread::panicking() {
+            drop(std::fs::remove_file(&self.log));
+        }
+    }
+}
+
+/// How long a takeover may take: a dead member's session, then the server's patience with its transaction.
+pub(crate) const TAKEOVER: Duration = Duration::from_secs(30);

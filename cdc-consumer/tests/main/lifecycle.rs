@@ -1,0 +1,117 @@
+//! The ordinary life of a row.
+
+use serde_json::json;
+
+use crate::harness::World;
+use crate::harness::consumer::{Consumer, total};
+use crate::harness::source::{Users, user_feed, user_views};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_follow_inserts_updates_and_deletes() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 4).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    let mut users = Users::default();
+
+    feed.send(&world, &users.puts(1..=50)).await;
+    world.shows("user_view", &users.as_view()).await;
+    world.counts_are_right().await;
+
+    feed.send(&world, &users.puts(11..=30)).await;
+    world.shows("user_view", &users.as_view()).await;
+    world.counts_are_right().await;
+
+    for id in 21..=40 {
+        let deleted = users.delete(id);
+        let tombstone = feed.tombstone(&deleted.row);
+        world.send(&feed.topic, vec![feed.message(&deleted), tombstone]).await;
+    }
+    world.shows("user_view", &users.as_view()).await;
+    world.counts_are_right().await;
+
+    world.drained(&feed.topic, 4).await;
+    let outcome = consumer.stop().await;
+    assert_eq!((total(&outcome), outcome.ignored), (110, 20), "{outcome:?}");
+    assert_eq!(outcome.stale + outcome.quarantined, 0, "{outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_user_can_be_created_again() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    let mut users = Users::default();
+    let events = [users.put(1), users.delete(1), users.put(1), users.delete(1), users.put(1)];
+    for event in events {
+        feed.send(&world, &[event]).await;
+        world.drained(&feed.topic, 1).await;
+    }
+    world.shows("user_view", &users.as_view()).await;
+    world.counts_are_right().await;
+    let outcome = consumer.stop().await;
+    assert_eq!(outcome.applied, 5, "{outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_changes_of_one_key_in_one_batch_leave_the_last() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    let mut events = users.puts((0..3000).map(|number| number % 7));
+    events.push(users.delete(3));
+    events.extend(users.puts((0..500).map(|number| number % 5)));
+    events.push(users.delete(4));
+    feed.send(&world, &events).await;
+
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    world.drained(&feed.topic, 1).await;
+    world.shows("user_view", &users.as_view()).await;
+    world.counts_are_right().await;
+    let outcome = consumer.stop().await;
+    assert_eq!(total(&outcome), 3502, "{outcome:?}");
+    assert!(outcome.folded > 0, "{outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_broker_is_told_where_we_are_with_our_mark() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    let mut users = Users::default();
+    feed.send(&world, &users.puts(1..=10)).await;
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    let (offset, mark) = world.committed(&feed.topic, 0).await;
+    assert_eq!(offset, rdkafka::Offset::Offset(10));
+    assert_eq!(mark, "cdc-consumer");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_topics_keep_two_tables() {
+    let world = World::new().await;
+    let users_feed = user_feed(&world, 2).await;
+    let fields = json!([
+        {"name": "id", "type": "long"}, {"name": "title", "type": "string"},
+        {"name": "author_id", "type": "long"},
+        {"name": "created_at", "type": {"type": "string", "connect.name": "io.debezium.time.ZonedTimestamp"}},
+    ]);
+    let posts_feed = crate::harness::feed::Feed::new(&world, 2, &fields, &["id"]).await;
+    let views = format!(
+        "{}[[view]]\ntopic = '{}'\ntable = 'post_view'\nkey = {{ id = 'post_id' }}\n",
+        user_views(&users_feed.topic),
+        posts_feed.topic
+    );
+    let consumer = Consumer::start(&world, &views, &[]);
+    let mut users = Users::default();
+    users_feed.send(&world, &users.puts(1..=20)).await;
+    let post = |id: i64| json!({"id": id, "title": "제목", "author_id": id % 20, "created_at": "2024-05-01T10:00:00Z"});
+    let posts: Vec<_> =
+        (1..=40).map(|id| crate::harness::feed::Event::new("c", id, post(id))).collect();
+    posts_feed.send(&world, &posts).await;
+    let expected: Vec<_> = (1..=40)
+        .map(|id: i64| json!({"post_id": id, "author_id": id % 20, "created_at": "2024-05-01T10:00:00Z"}))
+        .collect();
+    world.shows("post_view", &expected).await;
+    world.shows("user_view", &users.as_view()).await;
+    consumer.stop().await;
+}

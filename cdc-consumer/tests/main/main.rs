@@ -1,0 +1,19 @@
+//! The consumer on the real servers: PostgreSQL, Kafka and the schema registry of the environment.
+//!
+//! Every test has a database, topics and a group of its own, and removes them. A server that is not there
+//! is a failure. `./dev test` starts the servers first; `eval "$(./dev env)"` names those that run.
+
+mod harness;
+
+mod commits;
+mod declarations;
+mod epochs;
+mod histories;
+mod keys;
+mod lifecycle;
+mod offsets;
+mod owners;
+mod poison;
+mod registry;
+mod replay;
+mod toast;

@@ -1,0 +1,180 @@
+//! Offsets that are not what one would think: gone, ahead, with holes.
+
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+
+use crate::harness::consumer::{Consumer, total};
+use crate::harness::feed::{Feed, Message};
+use crate::harness::source::{Users, user_feed, user_fields, user_views};
+use crate::harness::{SOON, World, wait_until};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_retention_removed_halt_the_consumer() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let views = user_views(&feed.topic);
+    let mut users = Users::default();
+    let consumer = Consumer::start(&world, &views, &[]);
+    feed.send(&world, &users.puts(1..=10)).await;
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    feed.send(&world, &users.puts(5..=20)).await;
+    world.delete_records(&feed.topic, 0, 17).await;
+
+    let error = Consumer::start(&world, &views, &[]).failure().await;
+    assert!(error.contains("the next record to apply is 10"), "{error}");
+    assert!(error.contains("the broker's first is 17: 7 records are gone"), "{error}");
+    assert_eq!(world.next_offset(&feed.topic, 0).await, "10", "nothing was skipped");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_begins_late_is_read_from_its_first_record() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    feed.send(&world, &users.puts(1..=10)).await;
+    world.delete_records(&feed.topic, 0, 4).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    world.drained(&feed.topic, 1).await;
+    assert_eq!(world.text("select min(user_id) from user_view").await, "5");
+    assert_eq!(total(&consumer.stop().await), 6);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_recreated_with_fewer_records_halts_the_consumer() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let views = user_views(&feed.topic);
+    let mut users = Users::default();
+    let consumer = Consumer::start(&world, &views, &[]);
+    feed.send(&world, &users.puts(1..=10)).await;
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    world.delete_topic(&feed.topic).await;
+    world.create_topic(&feed.topic, 1, &[]).await;
+    feed.send(&world, &users.puts(1..=3)).await;
+
+    let error = Consumer::start(&world, &views, &[]).failure().await;
+    assert!(error.contains("the next record to apply is 10"), "{error}");
+    assert!(error.contains("the broker's log ends at 3"), "{error}");
+}
+
+/// Sends records in one transaction and ends it as told.
+async fn transaction(world: &World, feed: &Feed, messages: Vec<Message>, commit: bool) {
+    let (brokers, topic) = (world.brokers.clone(), feed.topic.clone());
+    let id = format!("{}_{}", world.name, uuid::Uuid::new_v4().simple());
+    let sent = tokio::task::spawn_blocking(move || {
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", &brokers)
+            .set("transactional.id", id)
+            .create()
+            .expect("valid producer settings");
+        producer.init_transactions(SOON).expect("transactions");
+        producer.begin_transaction().expect("a transaction");
+        for message in &messages {
+            let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&topic);
+            record.key = message.key.as_deref();
+            record.payload = message.value.as_deref();
+            producer.send(record).map_err(|(error, _)| error).expect("room in the queue");
+        }
+        producer.flush(SOON).expect("the broker takes the records");
+        let ended = if commit {
+            producer.commit_transaction(SOON)
+        } else {
+            producer.abort_transaction(SOON)
+        };
+        ended.expect("the transaction ends");
+    });
+    sent.await.expect("no panic");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn aborted_transactions_never_happened_and_control_records_are_no_gap() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let views = user_views(&feed.topic);
+    let consumer = Consumer::start(&world, &views, &[]);
+    let mut users = Users::default();
+    let mut sent = 0;
+    for round in 0..4 {
+        let messages = |events: Vec<_>| events.iter().map(|event| feed.message(event)).collect();
+        transaction(&world, &feed, messages(users.puts(round..round + 10)), true).await;
+        let mut never = users.clone();
+        transaction(&world, &feed, messages(never.puts(round..round + 20)), false).await;
+        sent += 10;
+    }
+    world.shows("user_view", &users.as_view()).await;
+    world.counts_are_right().await;
+    let (_, end) = world.watermarks(&feed.topic, 0).await;
+    assert!(end > sent, "aborted records and the marks of transactions hold offsets");
+    assert_eq!(i64::try_from(total(&consumer.stop().await)), Ok(sent));
+
+    let consumer = Consumer::start(&world, &views, &[]);
+    feed.send(&world, &users.puts(1..=5)).await;
+    world.shows("user_view", &users.as_view()).await;
+    assert_eq!(total(&consumer.stop().await), 5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_compacted_topic_has_holes_and_loses_nothing() {
+    let world = World::new().await;
+    let eager = [
+        ("cleanup.policy", "compact"),
+        ("segment.ms", "100"),
+        ("min.cleanable.dirty.ratio", "0.01"),
+        ("max.compaction.lag.ms", "100"),
+        ("delete.retention.ms", "60000"),
+    ];
+    let topic = world.topic(1, &eager).await;
+    let feed = Feed::on(&world, &topic, &user_fields(), &["id"]).await;
+    let mut users = Users::default();
+    for _ in 0..3 {
+        feed.send(&world, &users.puts(1..=50)).await;
+        tokio::time::sleep(Duration::from_millis(150)).await; // a new segment: time is its condition
+    }
+    let deleted = users.delete(7);
+    let messages = vec![feed.message(&deleted), feed.tombstone(&deleted.row)];
+    world.send(&topic, messages).await;
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    feed.send(&world, &users.puts(50..=51)).await;
+
+    let views = user_views(&topic);
+    let limit = SOON * 2;
+    // Every attempt reads the topic from the beginning, until it was compacted.
+    wait_until("the broker to compact the topic", limit, || async {
+        let consumer = Consumer::start(&world, &views, &[]);
+        world.drained(&topic, 1).await;
+        let counted = total(&consumer.stop().await);
+        world.shows("user_view", &users.as_view()).await;
+        if counted < 120 {
+            return Ok(());
+        }
+        world.sql("truncate user_view, user_view_deleted, cdc_offset").await;
+        Err(format!("{counted} records"))
+    })
+    .await;
+    world.counts_are_right().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_added_later_are_read_from_their_beginning() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    let mut users = Users::default();
+    feed.send(&world, &users.puts(1..=10)).await;
+    world.drained(&feed.topic, 1).await;
+    let more = rdkafka::admin::NewPartitions::new(&feed.topic, 3);
+    let options = rdkafka::admin::AdminOptions::new();
+    world.admin.create_partitions([&more], &options).await.expect("more partitions");
+    world.learn_partitions(&feed.topic, 3).await;
+    let late = users.puts(11..=40);
+    let messages = late.iter().zip(0..).map(|(event, number)| feed.message(event).to(number % 3));
+    world.send(&feed.topic, messages.collect()).await;
+    world.shows("user_view", &users.as_view()).await;
+    world.drained(&feed.topic, 3).await;
+    world.counts_are_right().await;
+    consumer.stop().await;
+}

@@ -1,0 +1,166 @@
+//! Who owns a partition, and what becomes of those who think they still do.
+
+use crate::harness::consumer::{Consumer, Process, TAKEOVER, total};
+use crate::harness::feed::Feed;
+use crate::harness::proxy::{Mode, Proxy};
+use crate::harness::source::{Users, user_feed, user_views};
+use crate::harness::{SOON, World, wait_until};
+
+/// Waits until a session of the consumer's role does something that `condition` (on `pg_stat_activity`)
+/// describes.
+async fn server_shows(world: &World, condition: &str) {
+    wait_until(condition, SOON, || async {
+        let sessions = world
+            .lines(&format!(
+                "select format('%s/%s %s', state, wait_event, left(query, 60))
+                 from pg_stat_activity
+                 where datname = current_database() and usename = 'cdc_consumer' and {condition}"
+            ))
+            .await;
+        if sessions.is_empty() { Err("no such session".to_owned()) } else { Ok(()) }
+    })
+    .await;
+}
+
+async fn applied_by_another(world: &World, feed: &Feed, users: &Users) {
+    let rows = users.as_view();
+    let what = "the second consumer to catch up";
+    wait_until(what, TAKEOVER, || world.difference("user_view", &rows)).await;
+    world.drained(&feed.topic, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_stopped_inside_its_transaction_blocks_nobody_for_long() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let views = user_views(&feed.topic);
+    let mut users = Users::default();
+    let zombie = Process::start(&world, &views, 1, &["--writers=1"]);
+    feed.send(&world, &users.puts(1..=20)).await;
+    world.drained(&feed.topic, 2).await;
+
+    // Our lock lets the zombie in as far as its rows, then it is frozen with the fence passed.
+    let mut db = world.db().await;
+    let lock = "begin; select from user_view where user_id = 7 for update";
+    sqlx::raw_sql(lock).execute(&mut db).await.expect("a lock");
+    feed.send(&world, &users.puts(1..=20)).await;
+    server_shows(&world, "wait_event_type = 'Lock'").await;
+    zombie.signal("STOP");
+    drop(db);
+
+    server_shows(&world, "state = 'idle in transaction'").await;
+    let consumer = Consumer::start(&world, &views, &[]);
+    feed.send(&world, &users.puts(15..=30)).await;
+    applied_by_another(&world, &feed, &users).await;
+
+    zombie.signal("CONT");
+    zombie.says("cannot go on").await;
+    feed.send(&world, &users.puts(1..=5)).await;
+    world.shows("user_view", &users.as_view()).await;
+    world.drained(&feed.topic, 2).await;
+    world.counts_are_right().await;
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_arrives_after_its_partitions_moved_is_held_back() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let views = user_views(&feed.topic);
+    let proxy = Proxy::to(&world.database_address()).await;
+    let url = format!("--consumer-database-url={}", world.consumer_url(&proxy.address.to_string()));
+    let mut users = Users::default();
+    let zombie = Process::start(&world, &views, 1, &["--writers=1", &url]);
+    feed.send(&world, &users.puts(1..=20)).await;
+    world.drained(&feed.topic, 2).await;
+
+    // The batch is on its way, not yet in a transaction, when the process is frozen.
+    proxy.set(Mode::HoldBegin);
+    feed.send(&world, &users.puts(1..=20)).await;
+    wait_until("the batch to be held", SOON, || async {
+        if proxy.holds() { Ok(()) } else { Err("nothing arrived".to_owned()) }
+    })
+    .await;
+    zombie.signal("STOP");
+    let consumer = Consumer::start(&world, &views, &[]);
+    feed.send(&world, &users.puts(10..=30)).await;
+    feed.send(&world, &[users.delete(2)]).await;
+    applied_by_another(&world, &feed, &users).await;
+    world.audit().await;
+
+    proxy.set(Mode::Forward);
+    zombie.signal("CONT");
+    zombie.says("the fence held a batch back").await;
+    assert_eq!(world.text("select count(*) from audit").await, "0", "the zombie changed rows");
+    world.shows("user_view", &users.as_view()).await;
+    world.counts_are_right().await;
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_consumer_is_replaced() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let views = user_views(&feed.topic);
+    let mut users = Users::default();
+    let mut sent = 0;
+    for number in 0..3 {
+        let process = Process::start(&world, &views, number, &["--batch-records-max=20"]);
+        for _ in 0..5 {
+            feed.send(&world, &users.puts(1..=60)).await;
+            sent += 60;
+        }
+        feed.send(&world, &[users.delete(1 + i64::try_from(number).expect("small"))]).await;
+        sent += 1;
+        let what = format!("process {} to apply something", process.id());
+        wait_until(&what, SOON, || async {
+            let stored = world.text("select coalesce(sum(next_offset), 0) from cdc_offset").await;
+            let enough = stored.parse::<i64>().is_ok_and(|stored| stored * 2 > sent);
+            if enough { Ok(()) } else { Err(format!("{stored} of {sent}")) }
+        })
+        .await;
+        process.kill();
+    }
+    let consumer = Consumer::start(&world, &views, &[]);
+    world.shows("user_view", &users.as_view()).await;
+    world.drained(&feed.topic, 2).await;
+    world.counts_are_right().await;
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_join_and_leave_under_load_and_no_record_is_lost_or_doubled() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 4).await;
+    let views = user_views(&feed.topic);
+    let options = ["--batch-records-max=50"];
+    let mut users = Users::default();
+    let mut sent = 0;
+    let mut counted = 0;
+    let mut members = vec![Consumer::start(&world, &views, &options)];
+    for round in 0..6 {
+        for _ in 0..10 {
+            feed.send(&world, &users.puts(1..=80)).await;
+            sent += 80;
+        }
+        for id in 1..=10 {
+            feed.send(&world, &[users.delete(round * 10 + id)]).await;
+            sent += 1;
+        }
+        let newcomer = Consumer::start(&world, &views, &options);
+        newcomer.joined().await;
+        members.push(newcomer);
+        if members.len() > 2 {
+            counted += total(&members.remove(0).stop().await);
+        }
+    }
+    world.shows("user_view", &users.as_view()).await;
+    world.drained(&feed.topic, 4).await;
+    for member in members {
+        counted += total(&member.stop().await);
+    }
+    assert_eq!(counted, sent, "records counted against records sent");
+    world.counts_are_right().await;
+    let deadlocks = "select deadlocks from pg_stat_database where datname = current_database()";
+    assert_eq!(world.text(deadlocks).await, "0");
+}

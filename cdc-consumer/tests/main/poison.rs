@@ -1,0 +1,153 @@
+//! Records that cannot be applied: one key waits, every other goes on.
+
+use serde_json::{Value as Json, json};
+
+use crate::harness::consumer::{Consumer, total};
+use crate::harness::feed::{Event, Feed, Message};
+use crate::harness::source::{Users, user_feed, user_views};
+use crate::harness::{SOON, World, wait_until};
+
+/// A table with a narrow column, and its topic.
+async fn notes(world: &World, partitions: i32) -> (Feed, String) {
+    world
+        .view("create table note (id bigint primary key, title varchar(5), size smallint)", "note")
+        .await;
+    let fields = json!([{"name": "id", "type": "long"}, {"name": "title", "type": ["null", "string"]},
+        {"name": "size", "type": "int"}]);
+    let feed = Feed::new(world, partitions, &fields, &["id"]).await;
+    let views = format!("[[view]]\ntopic = '{}'\ntable = 'note'\n", feed.topic);
+    (feed, views)
+}
+
+fn note(id: i64, title: &str, size: i64) -> Json {
+    json!({"id": id, "title": title, "size": size})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_bad_record_in_ten_thousand_leaves_the_others_applied() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 4).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    let mut users = Users::default();
+    let events = users.puts(1..=9_999);
+    let mut messages: Vec<Message> = events.iter().map(|event| feed.message(event)).collect();
+    let mut bad = feed.message(&users.clone().put(77_777));
+    bad.value.as_mut().expect("a value").truncate(9);
+    messages.insert(5_000, bad);
+    world.send(&feed.topic, messages).await;
+    world.drained(&feed.topic, 4).await;
+    world.shows("user_view", &users.as_view()).await;
+    world.counts_are_right().await;
+
+    // A later change of that key waits behind the dead letter, a later change of another does not.
+    let mut later = users.clone();
+    feed.send(&world, &[later.put(77_777), users.put(1)]).await;
+    world.drained(&feed.topic, 4).await;
+    world.shows("user_view", &users.as_view()).await;
+    let letters = world.dead_letters().await;
+    assert_eq!(letters.len(), 2, "{letters:?}");
+    assert!(letters[0].starts_with("refused 77777: "), "{letters:?}");
+    assert!(letters[1].starts_with("parked 77777: "), "{letters:?}");
+    let whole = "select count(*) from cdc_dead_letter
+        where record_key is not null and record_value is not null and schema_id is not null";
+    assert_eq!(world.text(whole).await, "2", "bytes and schema are kept");
+    let outcome = consumer.stop().await;
+    assert_eq!((total(&outcome), outcome.quarantined), (10_002, 2), "{outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_does_not_fit_is_found_among_those_that_do() {
+    let world = World::new().await;
+    let (feed, views) = notes(&world, 1).await;
+    let mut events: Vec<Event> =
+        (1..=200).map(|id| Event::new("c", id, note(id, "short", 1))).collect();
+    events[49].row["title"] = json!("too long for five");
+    events[99].row["size"] = json!(40_000);
+    events[149].row["title"] = json!("nul\u{0}");
+    feed.send(&world, &events).await;
+    let consumer = Consumer::start(&world, &views, &[]);
+    world.drained(&feed.topic, 1).await;
+    let good: Vec<Json> = (1..=200)
+        .filter(|id| ![50, 100, 150].contains(id))
+        .map(|id| note(id, "short", 1))
+        .collect();
+    world.shows("note", &good).await;
+    let letters = world.dead_letters().await;
+    let reasons = ["character varying(5)", "out of range for type smallint", "NUL character"];
+    assert_eq!(letters.len(), reasons.len(), "{letters:?}");
+    for (letter, reason) in letters.iter().zip(reasons) {
+        assert!(letter.contains(reason), "{letter}: {reason}");
+    }
+    let outcome = consumer.stop().await;
+    assert_eq!((outcome.applied, outcome.quarantined), (197, 3), "{outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_letter_read_again_stays_one_and_its_key_stays_parked() {
+    let world = World::new().await;
+    let (feed, views) = notes(&world, 1).await;
+    let events = [
+        Event::new("c", 1, note(1, "ok", 1)),
+        Event::new("c", 2, note(2, "too long for five", 1)),
+        Event::new("u", 3, note(2, "fits", 2)),
+        Event::new("d", 4, note(2, "", 0)),
+        Event::new("u", 5, note(1, "ok2", 2)),
+    ];
+    let consumer = Consumer::start(&world, &views, &[]);
+    for event in &events {
+        feed.send(&world, std::slice::from_ref(event)).await;
+        world.drained(&feed.topic, 1).await; // a batch of its own
+    }
+    consumer.stop().await;
+    let before = world.dead_letters().await;
+    assert_eq!(before.len(), 3, "{before:?}");
+
+    world.reset_group(&feed.topic, 1, 0).await;
+    let consumer = Consumer::start(&world, &views, &[]);
+    wait_until("the replay", SOON, || async {
+        let counted = total(&consumer.outcome());
+        if counted == 5 { Ok(()) } else { Err(counted.to_string()) }
+    })
+    .await;
+    assert_eq!(world.dead_letters().await.len(), 3);
+    world.shows("note", &[note(1, "ok2", 2)]).await;
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_bad_records_halts() {
+    let world = World::new().await;
+    let (feed, views) = notes(&world, 1).await;
+    let consumer = Consumer::start(&world, &views, &["--dead-letters-max=20"]);
+    let events: Vec<Event> =
+        (1..=30).map(|id| Event::new("c", id, note(id, "too long for five", 1))).collect();
+    feed.send(&world, &events).await;
+    let error = consumer.failure().await;
+    assert!(error.contains("dead letters are open, more than the limit of 20"), "{error}");
+    assert!(error.contains("a flood is a wrong setting"), "{error}");
+}
+
+/// Sends one value of the given bytes and returns the dead letter it becomes.
+async fn refused(value: &[u8], header: Option<&'static str>) -> String {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    let key = feed.key_bytes(&json!({"id": 1}));
+    let message = Message { key: Some(key), value: Some(value.to_vec()), header, partition: None };
+    world.send(&feed.topic, vec![message]).await;
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    world.dead_letters().await.join("\n")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_without_the_wire_prefix_names_the_setting_that_causes_it() {
+    let check = async |value: &[u8], header, expected: &str| {
+        let letter = refused(value, header).await;
+        assert!(letter.contains(expected), "{expected}: {letter}");
+    };
+    check(b"{\"payload\":{}}", None, "the value is JSON, not Avro").await;
+    let in_headers = "set apicurio.registry.headers.enabled=false";
+    check(&[2, 4, 6], Some("apicurio.value.globalId"), in_headers).await;
+    check(&[1, 2, 3], None, "does not begin with the schema registry's prefix").await;
+}

@@ -1,0 +1,194 @@
+//! Records read a second time, and changes sent a second time: nothing moves backward.
+
+use cdc_consumer::cli::{Cli, Command, OffsetsCommand};
+use cdc_consumer::offsets_command;
+use clap::Parser;
+use serde_json::json;
+
+use crate::harness::consumer::{Consumer, total};
+use crate::harness::feed::{Event, Feed};
+use crate::harness::source::{Users, user_feed, user_views};
+use crate::harness::{SOON, World, wait_until};
+
+/// A topic with a history: rows changed several times, some deleted, some of those made again.
+async fn history(world: &World, partitions: i32) -> (Feed, Users, Vec<Event>) {
+    let feed = user_feed(world, partitions).await;
+    let mut users = Users::default();
+    let mut events = users.puts(1..=60);
+    events.extend(users.puts(1..=40));
+    events.extend((20..=35).map(|id| users.delete(id)));
+    events.extend(users.puts(30..=32));
+    feed.send(world, &events).await;
+    (feed, users, events)
+}
+
+/// `cdc-consumer offsets reset` with these arguments; returns what it printed.
+async fn offsets_reset(world: &World, arguments: &[&str]) -> anyhow::Result<String> {
+    let database =
+        format!("--consumer-database-url={}", world.consumer_url(&world.database_address()));
+    let brokers = format!("--kafka-brokers={}", world.brokers);
+    let first = ["cdc-consumer", "offsets", "reset", &database, &brokers];
+    let cli = Cli::try_parse_from(first.iter().chain(arguments))?;
+    let Command::Offsets(OffsetsCommand::Reset(settings)) = cli.command else { panic!("a reset") };
+    let mut out = Vec::new();
+    offsets_command::reset(&settings, &mut out).await?;
+    Ok(String::from_utf8(out)?)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replay_under_a_running_consumer_moves_no_row_backward() {
+    let world = World::new().await;
+    let (feed, users, events) = history(&world, 2).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &["--batch-records-max=7"]);
+    world.drained(&feed.topic, 2).await;
+    world.audit().await;
+    world.sql("delete from user_view where user_id = 5").await;
+
+    let shown = offsets_reset(&world, &["--topic", &feed.topic]).await.expect("a dry run");
+    assert!(shown.contains("nothing was changed"), "{shown}");
+    offsets_reset(&world, &["--topic", &feed.topic, "--execute"]).await.expect("a reset");
+
+    // The consumer is fenced off, comes back at the beginning, and heals the row removed by hand.
+    world.shows("user_view", &users.as_view()).await;
+    world.drained(&feed.topic, 2).await;
+    let outcome = consumer.stop().await;
+    assert_eq!(total(&outcome), 2 * events.len() as u64, "{outcome:?}");
+    world.shows("user_view", &users.as_view()).await;
+    world.counts_are_right().await;
+    world.never_went_back().await;
+    let resurrected = "select count(*) from audit where op = 'INSERT' and user_id <> 5";
+    assert_eq!(world.text(resurrected).await, "0", "a deleted row came back");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kafkas_own_reset_of_a_stopped_group_is_honoured_once() {
+    let world = World::new().await;
+    let (feed, users, events) = history(&world, 2).await;
+    let views = user_views(&feed.topic);
+    let consumer = Consumer::start(&world, &views, &[]);
+    world.drained(&feed.topic, 2).await;
+    let first = consumer.stop().await;
+    assert_eq!(total(&first), events.len() as u64, "{first:?}");
+
+    world.audit().await;
+    world.sql("delete from user_view where user_id between 1 and 10").await;
+    world.reset_group(&feed.topic, 2, 0).await;
+    let consumer = Consumer::start(&world, &views, &[]);
+    world.shows("user_view", &users.as_view()).await;
+    world.drained(&feed.topic, 2).await;
+    let second = consumer.stop().await;
+    assert_eq!(total(&second), events.len() as u64, "{second:?}");
+    world.counts_are_right().await;
+    world.never_went_back().await;
+
+    // Our own commits carry a mark, so the next start continues where the database stands.
+    let consumer = Consumer::start(&world, &views, &[]);
+    consumer.joined().await;
+    feed.send(&world, &[Event::new("m", 9_000, json!({"id": 1}))]).await;
+    world.drained(&feed.topic, 2).await;
+    let third = consumer.stop().await;
+    assert_eq!((total(&third), third.ignored), (1, 1), "{third:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_outside_the_log_is_refused() {
+    let world = World::new().await;
+    let (feed, _, events) = history(&world, 1).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    world.drained(&feed.topic, 1).await;
+    let too_far = (events.len() + 1).to_string();
+    let refused =
+        offsets_reset(&world, &["--topic", &feed.topic, "--to", &too_far, "--execute"]).await;
+    let refused = refused.expect_err("outside").to_string();
+    assert!(refused.contains("is outside"), "{refused}");
+    let refused = offsets_reset(&world, &["--topic", "no-such-topic"]).await;
+    let refused = refused.expect_err("unknown").to_string();
+    assert!(refused.contains(&feed.topic), "names what is stored: {refused}");
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn old_changes_sent_again_under_new_offsets_are_stale() {
+    let world = World::new().await;
+    let (feed, users, events) = history(&world, 2).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &["--batch-records-max=11"]);
+    world.drained(&feed.topic, 2).await;
+    world.audit().await;
+
+    // What a connector does after a crash: a stretch of the past once more, in the same order.
+    feed.send(&world, &events[30..]).await;
+    world.drained(&feed.topic, 2).await;
+    world.shows("user_view", &users.as_view()).await;
+    world.counts_are_right().await;
+    world.never_went_back().await;
+    let outcome = consumer.stop().await;
+    assert_eq!(total(&outcome) + 30, 2 * events.len() as u64, "{outcome:?}");
+    assert!(outcome.stale > 0, "{outcome:?}");
+    assert_eq!(outcome.quarantined, 0, "{outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restored_view_database_catches_up_by_itself() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let mut users = Users::default();
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    feed.send(&world, &users.puts(1..=30)).await;
+    world.drained(&feed.topic, 2).await;
+    let tables = ["user_view", "user_view_deleted", "cdc_offset", "department_stats_slot"];
+    for table in tables {
+        world.sql(&format!("create table backup_{table} as table {table}")).await;
+    }
+    feed.send(&world, &users.puts(10..=40)).await;
+    feed.send(&world, &[users.delete(1), users.delete(15)]).await;
+    world.drained(&feed.topic, 2).await;
+
+    // Rows and offsets go back together, under the running consumer. Its epoch goes back to the same
+    // number: the next offset alone has to show it that the database is another one.
+    let restore = tables.map(|table| {
+        format!("delete from {table}; insert into {table} select * from backup_{table};")
+    });
+    world
+        .sql(&format!(
+            "begin; set local session_replication_role = replica; {} commit",
+            restore.join(" ")
+        ))
+        .await;
+    feed.send(&world, &users.puts(41..=45)).await;
+    world.shows("user_view", &users.as_view()).await;
+    world.counts_are_right().await;
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_sticks_when_the_consumer_dies_right_after_it() {
+    let world = World::new().await;
+    let (feed, users, _) = history(&world, 1).await;
+    let views = user_views(&feed.topic);
+    let consumer = Consumer::start(&world, &views, &[]);
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    world.reset_group(&feed.topic, 1, 0).await;
+    world.sql("delete from user_view").await;
+    // A lock on a row keeps the first batch of the replay from committing; then the process dies.
+    let mut db = world.db().await;
+    sqlx::raw_sql("begin; lock table user_view_deleted in access exclusive mode")
+        .execute(&mut db)
+        .await
+        .expect("a lock");
+    let process = crate::harness::consumer::Process::start(&world, &views, 1, &[]);
+    wait_until("the reset to be taken over", SOON, || async {
+        match world.next_offset(&feed.topic, 0).await.as_str() {
+            "0" => Ok(()),
+            other => Err(other.to_owned()),
+        }
+    })
+    .await;
+    process.kill();
+    drop(db);
+    let consumer = Consumer::start(&world, &views, &[]);
+    world.shows("user_view", &users.as_view()).await;
+    world.drained(&feed.topic, 1).await;
+    world.counts_are_right().await;
+    consumer.stop().await;
+}
