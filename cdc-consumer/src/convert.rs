@@ -268,6 +268,7 @@ impl Converter {
 #[cfg(test)]
 mod tests {
     use apache_avro::types::Value;
+    use apache_avro::writer::datum::GenericDatumWriter;
     use serde_json::{Value as Json, json};
 
     use super::*;
@@ -290,7 +291,8 @@ mod tests {
     fn write(avro_type: &Json, value: Value, base: &str, element: Option<&str>) -> (Cell, String) {
         let text = avro_type.to_string();
         let avro = apache_avro::Schema::parse_str(&text).expect("a valid schema");
-        let bytes = apache_avro::to_avro_datum(&avro, value).expect("a value of the schema");
+        let writer = GenericDatumWriter::builder(&avro).build().expect("a schema to write");
+        let bytes = writer.write_value_to_vec(value).expect("a value of the schema");
         let node = schema::parse(&text, &[]).expect("a supported schema");
         let converter = compile(&node, &target(base, element)).expect("a supported pair");
         let mut out = Vec::new();
