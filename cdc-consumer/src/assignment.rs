@@ -78,6 +78,7 @@ impl Session {
             return Ok(());
         }
         self.checked_at = Instant::now();
+        self.pass_holes()?;
         let Self { control, owned, generation, runtime, .. } = self;
         // Without a connection the next acquisition or the writers deal with the database.
         let Some(connection) = control else { return Ok(()) };
@@ -95,6 +96,26 @@ impl Session {
                 Ok(())
             }
         }
+    }
+
+    /// Marks of transactions and the records of aborted ones have offsets, but are never delivered. Those
+    /// behind the last record would look like lag for ever: the stored offset moves over them.
+    ///
+    /// librdkafka's position of a partition moves as what lies in its queue is taken out, in order: what
+    /// is before it was given to us, or will never be.
+    fn pass_holes(&mut self) -> Result<(), SessionError> {
+        if !self.held.is_empty() {
+            return Ok(()); // those were given to us, and are in no batch yet
+        }
+        let Self { consumer, owned, writers, .. } = self;
+        for (partition, position) in source::positions(consumer)? {
+            let Some(Owned { progress, writer }) = owned.get_mut(&partition) else { continue };
+            let Some(writer) = writers.get_mut(*writer) else { continue };
+            if position > progress.next_offset {
+                writer.building.cover(&partition, progress, position);
+            }
+        }
+        Ok(())
     }
 
     /// Gives partitions up, after what was read from them is applied: the next owner need not repeat it.

@@ -251,19 +251,21 @@ impl Batch {
 
     /// Approximate memory held.
     pub fn byte_count(&self) -> usize {
-        let rows = |view: &ViewBatch| {
-            view.rows.byte_count()
-                + view.entries.len() * (size_of::<Entry>() + size_of::<u32>() * 2)
-        };
+        let entry = size_of::<Entry>() + size_of::<u32>() * 2;
+        let rows = |view: &ViewBatch| view.rows.byte_count() + view.entries.len() * entry;
         self.views.iter().map(rows).sum::<usize>() + self.refused_bytes
     }
 
-    /// Includes the record at `offset` in its partition's interval and advances the partition.
-    /// Returns the claim's index.
+    /// Includes the record at `offset`, advances its partition, and returns the claim's index.
     pub fn claim(&mut self, partition: &Partition, progress: &mut Progress, offset: i64) -> usize {
-        let first = progress.next_offset;
-        progress.advance(offset);
         self.record_count += 1;
+        self.cover(partition, progress, next_after(offset))
+    }
+
+    /// The same up to `next`, where no record is: a hole behind the last one.
+    pub fn cover(&mut self, partition: &Partition, progress: &mut Progress, next: i64) -> usize {
+        let first = progress.next_offset;
+        progress.advance_to(next);
         let found = self.claims.iter().position(|claim| claim.partition == *partition);
         let index = found.unwrap_or_else(|| {
             self.claims.push(Claim {
@@ -276,7 +278,7 @@ impl Batch {
             self.claims.len() - 1
         });
         if let Some(claim) = self.claims.get_mut(index) {
-            claim.interval.next = next_after(offset);
+            claim.interval.next = next;
             claim.seen_offset = progress.seen_offset;
             if claim.lineage != progress.lineage {
                 claim.lineage.clone_from(&progress.lineage);

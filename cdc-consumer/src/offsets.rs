@@ -136,9 +136,9 @@ impl Progress {
         SourcePosition { epoch: self.lineage.newest(), lsn: self.lineage.lsn_max }
     }
 
-    /// Counts the record at `offset` as handed to a batch.
-    pub fn advance(&mut self, offset: i64) {
-        self.next_offset = next_after(offset);
+    /// Counts everything before `next_offset` as handed to a batch.
+    pub fn advance_to(&mut self, next_offset: i64) {
+        self.next_offset = next_offset;
         self.seen_offset = self.seen_offset.max(self.next_offset);
     }
 }
@@ -153,7 +153,7 @@ mod tests {
 
     fn take(progress: &mut Progress, offset: i64, lsn: i64, origin: Origin) -> SourcePosition {
         let position = progress.place(offset, lsn, origin);
-        progress.advance(offset);
+        progress.advance_to(next_after(offset));
         position
     }
 

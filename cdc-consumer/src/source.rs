@@ -9,6 +9,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Headers, Message};
 use rdkafka::statistics::Statistics;
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 use secrecy::ExposeSecret;
@@ -251,7 +252,7 @@ pub fn broker_offsets(
 }
 
 /// Another program's metadata need not be text; the binding panics then.
-fn carries_marker(element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>) -> bool {
+fn carries_marker(element: &TopicPartitionListElem<'_>) -> bool {
     let read = std::panic::AssertUnwindSafe(|| !element.metadata().is_empty());
     std::panic::catch_unwind(read).unwrap_or(true)
 }
@@ -299,6 +300,19 @@ fn list_of(partitions: &[Partition]) -> TopicPartitionList {
         list.add_partition(&partition.topic, partition.number);
     }
     list
+}
+
+/// Per partition, the offset after what was taken out of its queue; none before the first record.
+pub fn positions(consumer: &GroupConsumer) -> Result<Vec<(Partition, i64)>, SourceError> {
+    let list = consumer.position().map_err(SourceError::Poll)?;
+    let position = |element: &TopicPartitionListElem<'_>| match element.offset() {
+        Offset::Offset(offset) => Some((
+            Partition { topic: element.topic().to_owned(), number: element.partition() },
+            offset,
+        )),
+        _ => None,
+    };
+    Ok(list.elements().iter().filter_map(position).collect())
 }
 
 /// Tells the broker what the database already knows. Advisory: lag tools read it, we do not.

@@ -107,6 +107,13 @@ async fn aborted_transactions_never_happened_and_control_records_are_no_gap() {
     }
     world.shows("user_view", &users.as_view()).await;
     world.counts_are_right().await;
+    // They are no lag once the last record is applied.
+    world.drained(&feed.topic, 1).await;
+    wait_until("the lag to reach 0", SOON, || async {
+        let lag = consumer.board.status().partitions.first().and_then(|partition| partition.lag);
+        if lag == Some(0) { Ok(()) } else { Err(format!("{lag:?}")) }
+    })
+    .await;
     let (_, end) = world.watermarks(&feed.topic, 0).await;
     assert!(end > sent, "aborted records and the marks of transactions hold offsets");
     assert_eq!(i64::try_from(total(&consumer.stop().await)), Ok(sent));
