@@ -31,7 +31,7 @@ impl Session {
             self.uncommitted.insert(partition.clone(), progress.next_offset);
             // Partitions of one number share a writer, so its slot in derived views is its own.
             let writer = partition.number.unsigned_abs() as usize % self.writers.len().max(1);
-            self.owned.insert(partition.clone(), Owned { progress, writer });
+            self.owned.insert(partition.clone(), Owned { progress, writer, delivered: false });
         }
         source::assign(&self.consumer, &starts)?;
         if !partitions.is_empty() {
@@ -109,7 +109,13 @@ impl Session {
         }
         let Self { consumer, owned, writers, .. } = self;
         for (partition, position) in source::positions(consumer)? {
-            let Some(Owned { progress, writer }) = owned.get_mut(&partition) else { continue };
+            let Some(Owned { progress, writer, delivered }) = owned.get_mut(&partition) else {
+                continue;
+            };
+            // Before the first record the position may be one of an earlier assignment.
+            if !*delivered {
+                continue;
+            }
             let Some(writer) = writers.get_mut(*writer) else { continue };
             if position > progress.next_offset {
                 writer.building.cover(&partition, progress, position);

@@ -93,6 +93,8 @@ impl WriterLink {
 pub(crate) struct Owned {
     pub(crate) progress: Progress,
     pub(crate) writer: usize,
+    /// A record came since the partition was assigned.
+    pub(crate) delivered: bool,
 }
 
 /// See the module's description.
@@ -280,6 +282,7 @@ impl Session {
         let Some((partition, owned)) = owned.get_key_value_mut(&wanted) else {
             return Ok(Decoded::Taken);
         };
+        owned.delivered = true;
         if record.offset < owned.progress.next_offset {
             return Ok(Decoded::Taken);
         }
