@@ -3,13 +3,16 @@
 
 use sqlx::{Connection, PgConnection};
 
-use crate::batch::{Batch, Claim, Counts};
+use crate::batch::{Batch, Claim};
 use crate::database::Generation;
 use crate::decode::View;
 use crate::fence::{self, FenceError};
+use crate::fold::Counts;
 use crate::quarantine::{self, QuarantineError};
 use crate::refetch::RecordFetcher;
 use crate::sql::Statements;
+use crate::sweep::{self, SweepError};
+use crate::view::ViewSpec;
 use crate::write::ViewWork;
 
 /// Proof that a batch is in the database. What `commit` tells the broker.
@@ -58,6 +61,8 @@ pub enum ApplyError {
     Fence(#[from] FenceError),
     #[error(transparent)]
     Quarantine(#[from] QuarantineError),
+    #[error(transparent)]
+    Sweep(#[from] SweepError),
 }
 
 /// How a batch is written.
@@ -74,6 +79,7 @@ pub enum Care {
 pub struct Target {
     pub statements: Vec<Statements>,
     pub tables: Vec<String>,
+    pub specs: Vec<ViewSpec>,
     pub generation: Generation,
     pub dead_letters_max: i64,
     pub fetcher: RecordFetcher,
@@ -90,12 +96,26 @@ impl Target {
         Self {
             statements: views.iter().map(|view| Statements::new(&view.table)).collect(),
             tables: views.iter().map(|view| view.table.name.clone()).collect(),
+            specs: views.iter().map(|view| view.spec.clone()).collect(),
             generation,
             dead_letters_max,
             fetcher,
         }
     }
 }
+
+/// Which counters of derived views a batch adds to: those of the first partition it covers, by the order
+/// of the declaration. No other batch under way covers that one, so none adds to the same.
+fn counter_slot(specs: &[ViewSpec], claims: &[Claim]) -> i32 {
+    let slot = |claim: &Claim| {
+        let rank = specs.iter().position(|spec| spec.topic == claim.partition.topic)?;
+        i32::try_from(rank).ok()?.checked_mul(SLOTS_OF_A_TOPIC)?.checked_add(claim.partition.number)
+    };
+    claims.iter().filter_map(slot).min().unwrap_or(-1)
+}
+
+/// More partitions than any topic has.
+const SLOTS_OF_A_TOPIC: i32 = 100_000;
 
 /// Applies one batch.
 pub async fn apply(
@@ -104,17 +124,28 @@ pub async fn apply(
     batch: &Batch,
     care: Care,
 ) -> Result<Attempt, ApplyError> {
+    let slot = counter_slot(&target.specs, &batch.claims);
     let mut tx = connection.begin().await.map_err(ApplyError::Transaction)?;
-    if !fence::pass(&mut tx, &batch.claims, target.generation).await? {
+    if !fence::pass(&mut tx, &batch.claims, target.generation, slot).await? {
         tx.rollback().await.map_err(ApplyError::Transaction)?;
         return Ok(Attempt::Fenced);
     }
     let parked = quarantine::admit(&mut tx, target, batch).await?;
     let mut outcomes = Vec::with_capacity(batch.views.len());
     for (index, view) in batch.views.iter().enumerate() {
-        let mut work =
-            ViewWork { target, index, view, care, faults: vec![], outcome: Outcome::default() };
+        let mut work = ViewWork {
+            target,
+            index,
+            view,
+            claims: &batch.claims,
+            care,
+            faults: vec![],
+            outcome: Outcome::default(),
+        };
         work.apply(&mut tx, &parked).await?;
+        if let Some(end) = view.snapshot_end {
+            sweep::note(&mut tx, target, index, end).await?;
+        }
         let ViewWork { faults, mut outcome, .. } = work;
         let Counts { folded, stale, ignored, truncations } = view.counts;
         outcome.applied += truncations;
@@ -155,5 +186,31 @@ fn receipt(batch: &Batch, outcomes: Vec<Outcome>) -> Applied {
         record_count: batch.record_count,
         source_times: source_times.collect(),
         _made_here_only: (),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::offsets::{Partition, Progress};
+    use crate::view;
+
+    #[test]
+    fn batches_without_a_common_partition_never_count_in_one_slot() {
+        let specs = view::parse(
+            "[[view]]\ntopic = 'users'\ntable = 'a'\n[[view]]\ntopic = 'posts'\ntable = 'b'\n",
+        )
+        .expect("a valid declaration");
+        let slot = |partitions: &[(&str, i32)]| {
+            let mut batch = Batch::new([]);
+            for &(topic, number) in partitions {
+                let partition = Partition { topic: topic.to_owned(), number };
+                batch.cover(&partition, &mut Progress::new(0, 1), 1);
+            }
+            counter_slot(&specs, &batch.claims)
+        };
+        assert_ne!(slot(&[("posts", 0), ("users", 1)]), slot(&[("users", 0), ("posts", 1)]));
+        assert_ne!(slot(&[("posts", 1)]), slot(&[("users", 1)]));
+        assert_eq!(slot(&[("posts", 0), ("users", 1)]), slot(&[("users", 2), ("users", 1)]));
     }
 }

@@ -4,13 +4,19 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{CommitMode, Consumer};
+use sqlx::PgConnection;
 
+use crate::catalog::Table;
+use crate::database::{Generation, schema_of};
+use crate::decode::View;
 use crate::fence::{self, Wanted};
+use crate::group::Rebalance;
 use crate::metrics;
 use crate::offsets::{Partition, Progress};
 use crate::pipeline::SessionError;
-use crate::session::{Owned, Session, WriterLink};
-use crate::source::{self, BrokerOffsets};
+use crate::session::{Owned, Session};
+use crate::source::{self, BrokerOffsets, GroupConsumer, SourceError};
+use crate::writer::WriterLink;
 
 /// How long batches under way may take when partitions must be given up or the process ends.
 const SETTLE_MAX: Duration = Duration::from_secs(10);
@@ -24,9 +30,9 @@ impl Session {
     pub(crate) fn assign(&mut self, partitions: &[Partition]) -> Result<(), SessionError> {
         let mut starts = Vec::with_capacity(partitions.len());
         for partition in partitions {
-            let progress = self.acquire(partition)?;
+            let (progress, read_from) = self.acquire(partition)?;
             self.board.assigned(partition, progress.next_offset);
-            starts.push((partition.clone(), progress.next_offset));
+            starts.push((partition.clone(), read_from));
             // Our marker beside the offset: a reset by an operator was seen and is done.
             self.uncommitted.insert(partition.clone(), progress.next_offset);
             // Partitions of one number share a writer, so its slot in derived views is its own.
@@ -41,7 +47,8 @@ impl Session {
         Ok(())
     }
 
-    fn acquire(&mut self, partition: &Partition) -> Result<Progress, SessionError> {
+    /// What is stored of a partition, and the offset to begin reading at.
+    fn acquire(&mut self, partition: &Partition) -> Result<(Progress, i64), SessionError> {
         let broker = source::broker_offsets(&self.consumer, partition)?;
         let wanted = Wanted {
             partition: partition.clone(),
@@ -58,7 +65,8 @@ impl Session {
             );
         }
         check_bounds(partition, progress.next_offset, broker)?;
-        Ok(progress)
+        let read_from = progress.read_from(broker.log_start);
+        Ok((progress, read_from))
     }
 
     fn stored_progress(&mut self, wanted: &Wanted) -> Result<Progress, SessionError> {
@@ -72,30 +80,45 @@ impl Session {
         })
     }
 
-    /// Notices without any record that somebody moved our offsets or another generation became current.
+    /// Notices without any record that somebody moved our offsets, another generation became current, or
+    /// a migration changed a view's table.
     pub(crate) fn check_ownership_when_due(&mut self) -> Result<(), SessionError> {
         if self.checked_at.elapsed() < CHECK_EVERY || self.owned.is_empty() {
             return Ok(());
         }
         self.checked_at = Instant::now();
         self.pass_holes()?;
-        let Self { control, owned, generation, runtime, .. } = self;
+        let Self { control, owned, generation, views, runtime, .. } = self;
         // Without a connection the next acquisition or the writers deal with the database.
         let Some(connection) = control else { return Ok(()) };
         let owned: Vec<_> =
             owned.iter().map(|(partition, owned)| (partition, owned.progress.epoch)).collect();
-        let asked = runtime.block_on(async {
-            let asked = fence::still_ours(connection, &owned, *generation);
-            tokio::time::timeout(CHECK_MAX, asked).await
-        });
+        let asked = runtime.block_on(tokio::time::timeout(CHECK_MAX, async {
+            if !fence::still_ours(connection, &owned, *generation).await? {
+                return Err(SessionError::Fenced);
+            }
+            same_tables(connection, *generation, views).await
+        }));
         match asked {
-            Ok(Ok(true)) => Ok(()),
-            Ok(Ok(false)) => Err(SessionError::Fenced),
-            Ok(Err(_)) | Err(_) => {
+            Ok(Err(SessionError::Fence(_) | SessionError::Catalog(_))) | Err(_) => {
                 *control = None;
                 Ok(())
             }
+            Ok(outcome) => outcome,
         }
+    }
+
+    /// The same about the tables of the views alone, before a new schema is put to use: what a migration
+    /// prepared for that schema is not missed.
+    pub(crate) fn check_tables(&mut self) -> Result<(), SessionError> {
+        let Self { control, database, generation, views, runtime, .. } = self;
+        runtime.block_on(async {
+            let connection = match control {
+                Some(connection) => connection,
+                None => control.insert(database.connect_to(*generation).await?),
+            };
+            same_tables(connection, *generation, views).await
+        })
     }
 
     /// Marks of transactions and the records of aborted ones have offsets, but are never delivered. Those
@@ -109,16 +132,10 @@ impl Session {
         }
         let Self { consumer, owned, writers, .. } = self;
         for (partition, position) in source::positions(consumer)? {
-            let Some(Owned { progress, writer, delivered }) = owned.get_mut(&partition) else {
-                continue;
-            };
-            // Before the first record the position may be one of an earlier assignment.
-            if !*delivered {
-                continue;
-            }
-            let Some(writer) = writers.get_mut(*writer) else { continue };
-            if position > progress.next_offset {
-                writer.building.cover(&partition, progress, position);
+            let Some(owned) = owned.get_mut(&partition) else { continue };
+            let Some(writer) = writers.get_mut(owned.writer) else { continue };
+            if is_behind_a_hole(owned, position) {
+                writer.building.cover(&partition, &mut owned.progress, position);
             }
         }
         Ok(())
@@ -181,11 +198,51 @@ impl Session {
             }
         }
         self.consumer.context().close();
+        // A rebalance that was announced and not carried out: closing waits for its answer, for ever.
+        self.rebalances.extend(self.consumer.context().rebalances());
+        for rebalance in self.rebalances.drain(..) {
+            if let Err(error) = answer(&self.consumer, &rebalance) {
+                tracing::debug!(error = %service::telemetry::chain(&error), "could not answer a rebalance");
+            }
+        }
         for partition in self.partitions() {
             self.board.revoked(&partition);
         }
         // Dropping the session drops the consumer, and that leaves the group.
     }
+}
+
+/// Whether nothing but holes lies between what was read of a partition and librdkafka's position in it.
+/// Before the first record of an assignment the position may be one of an earlier assignment.
+fn is_behind_a_hole(owned: &Owned, position: i64) -> bool {
+    owned.delivered && position > owned.progress.next_offset
+}
+
+/// Answers a rebalance that nobody will carry out any more. Where reading begins does not matter: nothing
+/// is read until the consumer has closed.
+fn answer(consumer: &GroupConsumer, rebalance: &Rebalance) -> Result<(), SourceError> {
+    match rebalance {
+        Rebalance::Assign(partitions) => {
+            let starts: Vec<_> = partitions.iter().map(|each| (each.clone(), 0)).collect();
+            source::assign(consumer, &starts)
+        }
+        Rebalance::Revoke(partitions) => source::unassign(consumer, partitions),
+    }
+}
+
+/// A table that is gone for the moment, as one that was changed, is the next session's to read.
+async fn same_tables(
+    connection: &mut PgConnection,
+    generation: Generation,
+    views: &[View],
+) -> Result<(), SessionError> {
+    for view in views {
+        let table = &view.spec.table;
+        if Table::read(connection, &schema_of(generation), table).await? != view.table {
+            return Err(SessionError::TableChanged(table.clone()));
+        }
+    }
+    Ok(())
 }
 
 /// An offset outside the broker's log means records are missing or the log is another one.
@@ -207,4 +264,21 @@ fn check_bounds(
 
 fn listed(partitions: &[Partition]) -> String {
     partitions.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_are_passed_over_only_behind_a_record_of_this_assignment() {
+        let check = |delivered, position, expected| {
+            let owned = Owned { progress: Progress::new(10, 1), writer: 0, delivered };
+            assert_eq!(is_behind_a_hole(&owned, position), expected, "{delivered} {position}");
+        };
+        check(true, 12, true);
+        check(true, 10, false);
+        check(true, 4, false);
+        check(false, 12, false);
+    }
 }

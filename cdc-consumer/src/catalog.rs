@@ -142,8 +142,7 @@ impl Table {
     }
 
     /// A table as the catalogue would describe it, for tests of pure code: `(name, base type)` columns.
-    #[cfg(test)]
-    pub(crate) fn sample(name: &str, key_width: usize, columns: &[(&str, &str)]) -> Self {
+    pub fn sample(name: &str, key_width: usize, columns: &[(&str, &str)]) -> Self {
         let columns = columns.iter().map(|(name, base)| Column {
             name: (*name).to_owned(),
             pg_type: PgType {

@@ -1,6 +1,7 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand};
+use secrecy::SecretString;
 
 use crate::config::{
     DatabaseSettings, KafkaSettings, LogSettings, RegistrySettings, RunSettings, ViewSettings,
@@ -43,6 +44,42 @@ pub enum Command {
     /// Look at records that were kept aside, and try them again or drop them
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
+
+    /// Compare a view with its source table, and what is derived from it with its definition
+    ///
+    /// Reads both row by row while changes go on; a row that differs is looked at again until the view
+    /// had time to catch up. Exits with 1 when anything differs. Changes nothing.
+    Verify(Box<VerifySettings>),
+}
+
+/// Which view to compare with which table.
+#[derive(Debug, Clone, Args)]
+pub struct VerifySettings {
+    /// Table of the views file
+    #[arg(long)]
+    pub view: String,
+
+    /// Source table, as schema.table; with quotes where SQL needs them
+    #[arg(long)]
+    pub source_table: String,
+
+    /// URL of the source database; a role that may read the table
+    #[arg(long, env = "SOURCE_DATABASE_URL", hide_env_values = true)]
+    pub source_database_url: SecretString,
+
+    /// How long the view may lag behind a row of the source that stands still
+    #[arg(long, default_value = "10s")]
+    pub wait: humantime::Duration,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+
+    #[command(flatten)]
+    pub views: ViewSettings,
 }
 
 #[derive(Debug, Subcommand)]
@@ -142,6 +179,11 @@ pub struct ResetSettings {
     /// earliest, latest, or an offset
     #[arg(long, default_value = "earliest")]
     pub to: ResetTo,
+
+    /// The topic was deleted and made again, or its log cut: forget what was seen of the old log, and
+    /// begin the new one. Rows go on to be guarded by their source positions
+    #[arg(long)]
+    pub new_log: bool,
 
     /// Do it; without this flag nothing is changed
     #[arg(long)]

@@ -1,16 +1,15 @@
 //! From an Avro value to the text PostgreSQL reads into a column.
 //!
-//! A [`Converter`] is compiled once per writer schema and column; it then turns bytes into text without
-//! building a value in between. Text, because PostgreSQL's own input functions are the one exact and
+//! A [`Converter`] is compiled once per writer schema and column (`pairing.rs`); it then turns bytes into
+//! text without building a value in between. Text, because PostgreSQL's own input functions are the one exact and
 //! complete definition of its types: nothing is rounded or reinterpreted on the way.
 
 use crate::avro::{AvroError, Reader};
-use crate::kind::{Kind, PgType};
-use crate::schema::{Node, Record, Semantic};
+use crate::schema::Node;
 use crate::temporal;
 use crate::text::{
-    put, write_array, write_bits, write_bytes, write_float, write_iso, write_numeric, write_pairs,
-    write_point, write_text,
+    ArrayPlaceholder, put, write_array, write_bits, write_bytes, write_float, write_iso,
+    write_json_pairs, write_numeric, write_numeric_text, write_pairs, write_point, write_text,
 };
 
 /// The content of one column of a change.
@@ -25,15 +24,6 @@ pub enum Cell {
     Absent,
 }
 
-/// Why a field cannot feed a column. Found when the plan is compiled, before anything is applied.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Mismatch {
-    #[error("{source_type} cannot be written to a column of type {target}")]
-    Types { source_type: String, target: String },
-    #[error("the Avro type {0} has no conversion to a column")]
-    Unsupported(String),
-}
-
 /// Why one value of a supported type cannot be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
@@ -41,13 +31,20 @@ pub enum ValueError {
     Avro(#[from] AvroError),
     #[error("text contains a NUL character, which PostgreSQL cannot store")]
     Nul,
+    #[error("a bit string is longer than its column")]
+    Bits,
     #[error("a decimal has scale {0}, which numeric cannot hold")]
     Scale(i32),
-    #[error("a nested value has no text form")]
-    Nested,
+    #[error(
+        "the array was an array of arrays, which Debezium sends as the names of Java objects; \
+         its content is not in the record"
+    )]
+    NestedArray,
+    #[error("JSON that is not an object of texts is no hstore")]
+    NotPairs,
 }
 
-/// How to write one value; see [`compile`].
+/// How to write one value; see [`crate::pairing::compile`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum Converter {
     Null,
@@ -56,9 +53,17 @@ pub enum Converter {
     Float,
     Double,
     Text,
-    ZonedTimestamp,
+    /// A decimal as text, with Debezium's names for the infinite ones.
+    NumericText,
+    /// A date or time in ISO 8601.
+    Iso,
     Bytes,
-    Bits,
+    /// `bit(length)`.
+    Bits {
+        length: usize,
+    },
+    /// `bit(1)`, which Debezium sends as a boolean.
+    Bit,
     Enum(Vec<String>),
     Decimal {
         scale: i32,
@@ -73,14 +78,15 @@ pub enum Converter {
     TimestampMillis,
     TimestampMicros,
     TimestampNanos,
-    IntervalMicros,
     Point(Vec<PointField>),
     Array {
         item: Box<Converter>,
-        quoted: bool,
+        placeholder: ArrayPlaceholder,
     },
     /// hstore sent as a map; its pairs are written in hstore's own syntax.
     Pairs(Box<Converter>),
+    /// hstore sent as a JSON object, which is Debezium's default.
+    JsonPairs,
     Union(Vec<Converter>),
 }
 
@@ -90,128 +96,6 @@ pub enum PointField {
     X,
     Y,
     Other(Node),
-}
-
-/// Compiles the conversion from a writer's field to a column, or says why there is none.
-pub fn compile(node: &Node, target: &PgType) -> Result<Converter, Mismatch> {
-    if let Node::Union(branches) = node {
-        let branches = branches.iter().map(|branch| compile(branch, target));
-        return Ok(Converter::Union(branches.collect::<Result<_, _>>()?));
-    }
-    if let Node::Array(item) = node {
-        let Some(element) = &target.element else {
-            return Err(mismatch("an array", target));
-        };
-        let item = Box::new(compile(item, element)?);
-        return Ok(Converter::Array {
-            quoted: !matches!(**element, PgType { element: Some(_), .. }),
-            item,
-        });
-    }
-    let (kind, converter) = source_kind(node)?;
-    match kind {
-        Some(kind) if !kind.fits(target) => Err(mismatch(kind.name(), target)),
-        _ => Ok(converter),
-    }
-}
-
-fn mismatch(source_type: &str, target: &PgType) -> Mismatch {
-    Mismatch::Types { source_type: source_type.to_owned(), target: target.name.clone() }
-}
-
-/// The kind of value a non-array node carries. `None` for null, which fits every column.
-fn source_kind(node: &Node) -> Result<(Option<Kind>, Converter), Mismatch> {
-    let (kind, converter) = match node {
-        Node::Null => return Ok((None, Converter::Null)),
-        Node::Boolean => (Kind::Boolean, Converter::Boolean),
-        Node::Float => (Kind::Float, Converter::Float),
-        Node::Double => (Kind::Double, Converter::Double),
-        Node::Int(None) | Node::Long(None) => (Kind::Integer, Converter::Integer),
-        Node::Bytes(None) | Node::Fixed(_) => (Kind::Bytes, Converter::Bytes),
-        Node::String(None) => (Kind::Text, Converter::Text),
-        Node::Enum(symbols) => (Kind::Enum, Converter::Enum(symbols.clone())),
-        Node::Int(Some(semantic)) | Node::Long(Some(semantic)) => counted(semantic)?,
-        Node::Bytes(Some(semantic)) => packed(semantic)?,
-        Node::String(Some(semantic)) => named_text(semantic),
-        Node::Record(record) => structured(record)?,
-        Node::Map(item) => (Kind::Map, Converter::Pairs(Box::new(source_kind(item)?.1))),
-        Node::Array(_) | Node::Union(_) => return Err(Mismatch::Unsupported("array".to_owned())),
-    };
-    Ok((Some(kind), converter))
-}
-
-/// Dates, times and intervals counted from a start, under Debezium's and Connect's names.
-fn counted(semantic: &Semantic) -> Result<(Kind, Converter), Mismatch> {
-    Ok(match semantic.name.as_str() {
-        "io.debezium.time.Date" | "org.apache.kafka.connect.data.Date" => {
-            (Kind::Date, Converter::Date)
-        }
-        "io.debezium.time.Time" | "org.apache.kafka.connect.data.Time" => {
-            (Kind::Time, Converter::TimeMillis)
-        }
-        "io.debezium.time.MicroTime" => (Kind::Time, Converter::TimeMicros),
-        "io.debezium.time.NanoTime" => (Kind::Time, Converter::TimeNanos),
-        "io.debezium.time.Timestamp" | "org.apache.kafka.connect.data.Timestamp" => {
-            (Kind::Timestamp, Converter::TimestampMillis)
-        }
-        "io.debezium.time.MicroTimestamp" => (Kind::Timestamp, Converter::TimestampMicros),
-        "io.debezium.time.NanoTimestamp" => (Kind::Timestamp, Converter::TimestampNanos),
-        "io.debezium.time.MicroDuration" => (Kind::Interval, Converter::IntervalMicros),
-        "io.debezium.time.Year" => (Kind::Integer, Converter::Integer),
-        other => return Err(Mismatch::Unsupported(other.to_owned())),
-    })
-}
-
-fn packed(semantic: &Semantic) -> Result<(Kind, Converter), Mismatch> {
-    Ok(match semantic.name.as_str() {
-        "org.apache.kafka.connect.data.Decimal" => {
-            let scale = semantic.scale.unwrap_or(0);
-            let scale = i32::try_from(scale).unwrap_or(i32::MAX);
-            (Kind::Decimal, Converter::Decimal { scale })
-        }
-        "io.debezium.data.Bits" => (Kind::Bits, Converter::Bits),
-        other => return Err(Mismatch::Unsupported(other.to_owned())),
-    })
-}
-
-/// Strings whose name narrows what column they fit. An unknown name is a plain string.
-fn named_text(semantic: &Semantic) -> (Kind, Converter) {
-    let kind = match semantic.name.as_str() {
-        "io.debezium.time.ZonedTimestamp" => {
-            return (Kind::TimestampTz, Converter::ZonedTimestamp);
-        }
-        "io.debezium.time.IsoTimestamp" => return (Kind::Timestamp, Converter::ZonedTimestamp),
-        "io.debezium.time.ZonedTime" => Kind::TimeTz,
-        "io.debezium.time.IsoTime" => Kind::Time,
-        "io.debezium.time.IsoDate" => Kind::Date,
-        "io.debezium.time.Interval" => Kind::Interval,
-        "io.debezium.data.Json" => Kind::Json,
-        "io.debezium.data.Uuid" => Kind::Uuid,
-        "io.debezium.data.Xml" => Kind::Xml,
-        "io.debezium.data.Enum" => Kind::Enum,
-        "io.debezium.data.Ltree" => Kind::Ltree,
-        _ => Kind::Text,
-    };
-    (kind, Converter::Text)
-}
-
-fn structured(record: &Record) -> Result<(Kind, Converter), Mismatch> {
-    let name = record.connect_name.as_deref().unwrap_or(&record.name);
-    match name {
-        "io.debezium.data.VariableScaleDecimal" => {
-            let scale_first = record.fields.first().is_some_and(|field| field.name == "scale");
-            Ok((Kind::Decimal, Converter::VariableScaleDecimal { scale_first }))
-        }
-        "io.debezium.data.geometry.Point" => {
-            let fields = record.fields.iter().map(|field| match field.name.as_str() {
-                "x" => PointField::X,
-                "y" => PointField::Y,
-                _ => PointField::Other(field.node.clone()),
-            });
-            Ok((Kind::Point, Converter::Point(fields.collect())))
-        }
-        other => Err(Mismatch::Unsupported(other.to_owned())),
-    }
 }
 
 impl Converter {
@@ -225,15 +109,20 @@ impl Converter {
                 return branch.ok_or(AvroError::UnknownBranch(index))?.write(reader, out);
             }
             Self::Text => return write_text(reader.string()?, out),
+            Self::NumericText => return write_numeric_text(reader.string()?, out),
             Self::Bytes => return Ok(write_bytes(reader.bytes()?, out)),
-            Self::Array { item, quoted } => return write_array(item, *quoted, reader, out),
+            Self::Array { item, placeholder } => {
+                return write_array(item, placeholder, reader, out);
+            }
             Self::Pairs(item) => return write_pairs(item, reader, out),
+            Self::JsonPairs => return write_json_pairs(reader.string()?, out),
             Self::Boolean => out.push(if reader.boolean()? { b't' } else { b'f' }),
             Self::Integer => put(out, format_args!("{}", reader.long()?)),
             Self::Float => write_float(f64::from(reader.float()?), true, out),
             Self::Double => write_float(reader.double()?, false, out),
-            Self::ZonedTimestamp => write_iso(reader.string()?, out)?,
-            Self::Bits => write_bits(reader.bytes()?, out),
+            Self::Iso => return write_iso(reader.string()?, out),
+            Self::Bit => out.push(if reader.boolean()? { b'1' } else { b'0' }),
+            Self::Bits { length } => write_bits(reader.bytes()?, *length, out)?,
             Self::Enum(symbols) => {
                 let index = reader.long()?;
                 let symbol = usize::try_from(index).ok().and_then(|index| symbols.get(index));
@@ -255,10 +144,7 @@ impl Converter {
             Self::TimeNanos => temporal::write_time(reader.long()? / 1000, out),
             Self::TimestampMillis => temporal::write_timestamp_millis(reader.long()?, out),
             Self::TimestampMicros => temporal::write_timestamp(reader.long()?, out),
-            Self::TimestampNanos => {
-                temporal::write_timestamp(reader.long()?.div_euclid(1000), out);
-            }
-            Self::IntervalMicros => put(out, format_args!("{} microseconds", reader.long()?)),
+            Self::TimestampNanos => temporal::write_timestamp_nanos(reader.long()?, out),
             Self::Point(fields) => write_point(fields, reader, out)?,
         }
         Ok(Cell::Text)
@@ -272,6 +158,8 @@ mod tests {
     use serde_json::{Value as Json, json};
 
     use super::*;
+    use crate::kind::PgType;
+    use crate::pairing::{Mismatch, compile};
     use crate::schema;
 
     fn target(base: &str, element: Option<&str>) -> PgType {
@@ -338,12 +226,6 @@ mod tests {
             "timestamptz",
             "12026-03-15T12:00:00Z",
         );
-        check(
-            semantic("bytes", "io.debezium.data.Bits"),
-            Value::Bytes(vec![5, 1]),
-            "bit",
-            "0000000100000101",
-        );
     }
 
     #[test]
@@ -362,10 +244,75 @@ mod tests {
     }
 
     #[test]
+    fn a_bit_string_is_as_long_as_its_column() {
+        let bits = |length: &str| {
+            let parameters = json!({ "length": length });
+            let name = "io.debezium.data.Bits";
+            let bits =
+                json!({"type": "bytes", "connect.name": name, "connect.parameters": parameters});
+            schema::parse(&bits.to_string(), &[]).expect("a supported schema")
+        };
+        let column = PgType { modifier: 11, ..target("bit", None) };
+        let converter = compile(&bits("11"), &column).expect("a supported pair");
+        let check = |bytes: &[u8], expected: Result<&str, ValueError>| {
+            let mut avro = vec![u8::try_from(bytes.len() * 2).expect("short")];
+            avro.extend_from_slice(bytes);
+            let mut out = vec![];
+            let written = converter.write(&mut Reader::new(&avro), &mut out);
+            let written = written.map(|_| String::from_utf8(out).expect("digits"));
+            assert_eq!(written, expected.map(str::to_owned));
+        };
+        check(&[5, 1], Ok("00100000101"));
+        check(&[5], Ok("00000000101"));
+        check(&[], Ok("00000000000"));
+        check(&[0, 8], Err(ValueError::Bits));
+        assert!(matches!(compile(&bits("12"), &column), Err(Mismatch::Lossy { .. })));
+    }
+
+    #[test]
+    fn an_array_that_the_source_did_not_send_is_kept_whatever_its_items() {
+        let placeholder = b"__debezium_unavailable_value";
+        let check = |items: Json, values: Vec<Value>, element: &str| {
+            let array = json!({ "type": "array", "items": items });
+            let base = format!("_{element}");
+            assert_eq!(write(&array, Value::Array(values), &base, Some(element)).0, Cell::Keep);
+        };
+        let long = |&byte: &u8| Value::Union(1, Box::new(Value::Long(byte.into())));
+        let int = |&byte: &u8| Value::Union(1, Box::new(Value::Int(byte.into())));
+        check(json!(["null", "long"]), placeholder.iter().map(long).collect(), "int8");
+        check(json!(["null", "int"]), placeholder.iter().map(int).collect(), "int4");
+        let date = semantic("int", "io.debezium.time.Date");
+        check(json!(["null", date]), placeholder.iter().map(int).collect(), "date");
+        check(json!("bytes"), vec![Value::Bytes(placeholder.into())], "bytea");
+        let uuid = "b68a35a7-17ad-35b3-af2a-ae46edb4545a";
+        check(
+            semantic("string", "io.debezium.data.Uuid"),
+            vec![Value::String(uuid.into())],
+            "uuid",
+        );
+    }
+
+    #[test]
+    fn an_hstore_comes_as_json_or_as_a_map() {
+        let check = |avro_type: Json, value, expected: &str| {
+            assert_eq!(write(&avro_type, value, "hstore", None), (Cell::Text, expected.to_owned()));
+        };
+        let json = |text: Json| Value::String(text.to_string());
+        let json_type = || semantic("string", "io.debezium.data.Json");
+        check(json_type(), json(json!({})), "");
+        check(json_type(), json(json!({"a": null, "b": "\""})), "\"a\"=>NULL,\"b\"=>\"\\\"\"");
+        let map = Value::Map([("a".to_owned(), Value::String("1".into()))].into());
+        check(json!({ "type": "map", "values": "string" }), map, "\"a\"=>\"1\"");
+    }
+
+    #[test]
     fn a_value_the_source_did_not_send_is_kept() {
         let check = |avro_type: Json, value, base| {
             assert_eq!(write(&avro_type, value, base, None).0, Cell::Keep);
         };
+        let pairs = r#"{"__debezium_unavailable_value":"__debezium_unavailable_value"}"#;
+        check(semantic("string", "io.debezium.data.Json"), Value::String(pairs.into()), "hstore");
+        check(semantic("string", "io.debezium.data.Json"), Value::String(pairs.into()), "jsonb");
         let placeholder = "__debezium_unavailable_value";
         check(json!("string"), Value::String(placeholder.into()), "text");
         check(json!("bytes"), Value::Bytes(placeholder.into()), "bytea");
@@ -381,13 +328,20 @@ mod tests {
         let check = |avro_type: Json, base: &str| {
             let node = schema::parse(&avro_type.to_string(), &[]).expect("a supported schema");
             let refused = compile(&node, &target(base, None));
-            assert!(matches!(refused, Err(Mismatch::Types { .. })), "{avro_type} fits {base}");
+            let refused = matches!(refused, Err(Mismatch::Types { .. } | Mismatch::Lossy { .. }));
+            assert!(refused, "{avro_type} fits {base}");
         };
         check(json!("string"), "int8");
         check(json!("long"), "float8");
         check(json!("double"), "float4");
         check(json!("bytes"), "text");
         check(semantic("int", "io.debezium.time.Date"), "timestamptz");
+        check(json!("double"), "numeric");
+        check(json!("string"), "bytea");
+        check(semantic("long", "io.debezium.time.MicroDuration"), "interval");
+        check(semantic("long", "org.apache.kafka.connect.data.Timestamp"), "timestamp");
+        check(semantic("bytes", "io.debezium.data.Bits"), "varbit");
+        check(semantic("bytes", "io.debezium.data.Bits"), "text");
         check(json!({ "type": "array", "items": "string" }), "text");
     }
 }

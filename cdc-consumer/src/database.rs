@@ -61,9 +61,13 @@ impl Database {
 
     /// A connection that finds unqualified names in a generation.
     pub async fn connect_to(&self, generation: Generation) -> Result<PgConnection, DatabaseError> {
+        self.connect_with(&self.options_of(generation)).await
+    }
+
+    /// The options of a connection that finds unqualified names in a generation.
+    pub(crate) fn options_of(&self, generation: Generation) -> PgConnectOptions {
         let search_path = format!("{},public", schema_of(generation));
-        let options = self.options.clone().options([("search_path", search_path.as_str())]);
-        self.connect_with(&options).await
+        self.options.clone().options([("search_path", search_path.as_str())])
     }
 
     async fn connect_with(

@@ -180,6 +180,7 @@ async fn decode(
         topic: &letter.topic,
         partition: letter.partition,
         offset: letter.record_offset,
+        timestamp_millis: -1,
         key: letter.record_key.as_deref(),
         value: letter.record_value.as_deref(),
         schema_in_headers: false,
@@ -191,15 +192,20 @@ async fn decode(
 }
 
 async fn lineage(connection: &mut PgConnection, letter: &DeadLetter) -> anyhow::Result<Lineage> {
-    let starts: Option<String> = sqlx::query_scalar(
-        "select source_epochs::text from cdc_offset where topic = $1 and partition = $2",
+    let stored: Option<(String, String)> = sqlx::query_as(
+        "select source_epochs::text, source_snapshots::text from cdc_offset
+         where topic = $1 and partition = $2",
     )
     .bind(&letter.topic)
     .bind(letter.partition)
     .fetch_optional(connection)
     .await?;
-    let starts = serde_json::from_str(starts.as_deref().unwrap_or("{}"))?;
-    Ok(Lineage { starts, lsn_max: 0 })
+    let Some((starts, snapshots)) = stored else { return Ok(Lineage::default()) };
+    Ok(Lineage {
+        starts: serde_json::from_str(&starts)?,
+        snapshots: serde_json::from_str(&snapshots)?,
+        lsn_max: 0,
+    })
 }
 
 async fn find(connection: &mut PgConnection, id: i64) -> anyhow::Result<DeadLetter> {

@@ -6,10 +6,11 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::batch::{Action, Batch, Entry, Refused};
+use crate::batch::{Batch, Refused};
 use crate::catalog::Table;
 use crate::envelope::{EnvelopeError, Operation};
-use crate::offsets::{Partition, Progress, SourcePosition};
+use crate::fold::{Action, Entry, SnapshotEnd};
+use crate::offsets::{Anchor, Partition, Progress, SourcePosition};
 use crate::plan::{FieldError, PlanError, RowPlan, ValuePlan};
 use crate::schema::Node;
 use crate::view::ViewSpec;
@@ -28,10 +29,19 @@ pub struct Record<'a> {
     pub topic: &'a str,
     pub partition: i32,
     pub offset: i64,
+    /// What Kafka stored with the record, in milliseconds from 1970; -1 without.
+    pub timestamp_millis: i64,
     pub key: Option<&'a [u8]>,
     pub value: Option<&'a [u8]>,
     /// Names of the record's headers, for explaining a missing wire prefix.
     pub schema_in_headers: bool,
+}
+
+impl Record<'_> {
+    /// What this record's log is known by.
+    pub fn anchor(&self) -> Anchor {
+        Anchor { offset: self.offset, timestamp_millis: self.timestamp_millis }
+    }
 }
 
 /// How far a record got.
@@ -111,7 +121,7 @@ impl Decoder {
         let prefixed = match wire::split(value, record.schema_in_headers) {
             Ok(prefixed) => prefixed,
             Err(error) => {
-                batch.claim(partition, progress, record.offset);
+                batch.claim(partition, progress, record.anchor());
                 self.refuse(record, view, partition, None, &error.into(), batch);
                 return Ok(Decoded::Taken);
             }
@@ -145,10 +155,10 @@ impl Decoder {
             return Ok(Decoded::NeedsSchema(schema_id));
         }
         // Read again, it must not touch what followed it, which is in the view already.
-        let repeated = record.offset < progress.seen_offset;
+        let repeated = progress.repeats(record.offset);
         let position =
             if repeated { SourcePosition::BELOW_ALL } else { progress.newest_position() };
-        let claim = batch.claim(partition, progress, record.offset);
+        let claim = batch.claim(partition, progress, record.anchor());
         let key = lone.and_then(|key| wire::split(key, false).ok());
         let plan = key.and_then(|key| Some((key, self.keys.get(&(view, key.schema_id))?)));
         let Some(view_batch) = batch.views.get_mut(view) else { return Ok(Decoded::Taken) };
@@ -218,13 +228,19 @@ impl Decoder {
         let envelope = match plan.envelope.read(value.body) {
             Ok(envelope) => envelope,
             Err(error) => {
-                batch.claim(partition, progress, record.offset);
+                batch.claim(partition, progress, record.anchor());
                 return Ok(Err(error.into()));
             }
         };
+        let repeated = progress.repeats(record.offset);
         let position = progress.place(record.offset, envelope.lsn, envelope.origin);
-        let claim = batch.claim(partition, progress, record.offset);
+        let claim = batch.claim(partition, progress, record.anchor());
         let Some(view_batch) = batch.views.get_mut(view) else { return Ok(Ok(())) };
+        if envelope.ends_snapshot {
+            let timestamp_millis = record.timestamp_millis;
+            let end = SnapshotEnd { lsn: envelope.lsn, timestamp_millis, repeated };
+            view_batch.snapshot_end = Some(end);
+        }
         let action = match envelope.operation {
             Operation::Create | Operation::Update | Operation::Read => Action::Upsert,
             Operation::Delete => Action::Delete,

@@ -24,6 +24,8 @@ pub struct Envelope<'a> {
     pub after: Option<&'a [u8]>,
     pub lsn: i64,
     pub origin: Origin,
+    /// The last row of a snapshot of the whole table.
+    pub ends_snapshot: bool,
     /// When the source committed the change, in microseconds from 1970, as far as the source says.
     pub source_time_micros: i64,
 }
@@ -82,6 +84,7 @@ struct Source {
     lsn: Option<i64>,
     sequence_lsn: Option<i64>,
     origin: Option<Origin>,
+    ends_snapshot: bool,
     time_micros: Option<i64>,
     time_millis: Option<i64>,
 }
@@ -138,6 +141,7 @@ impl EnvelopePlan {
             after,
             lsn: source.lsn.or(source.sequence_lsn).ok_or(EnvelopeError::NoPosition)?,
             origin: source.origin.unwrap_or(Origin::Streaming),
+            ends_snapshot: source.ends_snapshot,
             source_time_micros: source
                 .time_micros
                 .or(source.time_millis.map(|millis| millis.saturating_mul(1000)))
@@ -184,7 +188,12 @@ impl Source {
                 SourceField::Sequence => {
                     self.sequence_lsn = scalar_text(node, reader)?.and_then(sequence_lsn);
                 }
-                SourceField::Snapshot => self.origin = scalar_text(node, reader)?.map(origin),
+                SourceField::Snapshot => {
+                    let snapshot = scalar_text(node, reader)?;
+                    self.origin = snapshot.map(origin);
+                    self.ends_snapshot =
+                        matches!(snapshot, Some("last" | "last_in_data_collection"));
+                }
             }
         }
         Ok(())

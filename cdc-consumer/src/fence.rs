@@ -6,8 +6,7 @@ use sqlx::{PgConnection, Row};
 
 use crate::batch::Claim;
 use crate::database::Generation;
-use crate::offsets::{Lineage, Partition, Progress};
-use crate::sql;
+use crate::offsets::{Anchor, Lineage, Partition, Progress};
 
 /// Why progress could not be read or moved.
 #[derive(Debug, thiserror::Error)]
@@ -56,22 +55,36 @@ pub async fn acquire(
         .fetch_one(connection)
         .await
         .map_err(failed)?;
-    let starts: BTreeMap<i64, i32> =
-        serde_json::from_str(&row.try_get::<String, _>("source_epochs").map_err(failed)?)
-            .map_err(|_| FenceError::Lineage(partition.clone()))?;
+    let starts: String = row.try_get("source_epochs").map_err(failed)?;
+    let snapshots: String = row.try_get("source_snapshots").map_err(failed)?;
+    let damaged = |_| FenceError::Lineage(partition.clone());
     let next_offset = row.try_get("next_offset").map_err(failed)?;
     let epoch = row.try_get("epoch").map_err(failed)?;
+    let anchor_offset: Option<i64> = row.try_get("anchor_offset").map_err(failed)?;
+    let anchor_timestamp: Option<i64> = row.try_get("anchor_timestamp").map_err(failed)?;
     Ok(Progress {
+        anchor: anchor_offset
+            .zip(anchor_timestamp)
+            .map(|(offset, timestamp_millis)| Anchor { offset, timestamp_millis }),
         seen_offset: row.try_get("seen_offset").map_err(failed)?,
-        lineage: Lineage { starts, lsn_max: row.try_get("source_lsn_max").map_err(failed)? },
+        lineage: Lineage {
+            starts: serde_json::from_str(&starts).map_err(damaged)?,
+            lsn_max: row.try_get("source_lsn_max").map_err(failed)?,
+            snapshots: serde_json::from_str(&snapshots).map_err(damaged)?,
+        },
         ..Progress::new(next_offset, epoch)
     })
 }
 
+/// A replay may bring back rows that the newest snapshot did not mention, so it is swept again.
 /// Nothing stored means the beginning, whatever the group's offset says: it may be another program's.
 /// A partition that was added to a known topic begins in the newest life of the source: with an older
 /// epoch its changes would look stale to rows that moved there.
 const ACQUIRE: &str = "
+    with swept_again as (
+        update cdc_snapshot set log_ends = null, swept_at = null
+        where topic = $1 and $5::bigint is not null
+    )
     insert into cdc_offset as o
         (topic, partition, next_offset, epoch, owner, source_epochs)
     select $1, $2, $3, 1, $4,
@@ -89,20 +102,60 @@ const ACQUIRE: &str = "
         owner = excluded.owner,
         next_offset = coalesce($5, o.next_offset),
         updated_at = now()
-    returning next_offset, epoch, seen_offset, source_lsn_max, source_epochs::text";
+    returning next_offset, epoch, seen_offset, source_lsn_max, source_epochs::text,
+        source_snapshots::text, anchor_offset, anchor_timestamp";
 
-/// Moves every claim of a batch, inside its transaction. `false`: the fence held us back.
+/// The fence: the first statement of every batch.
+///
+/// Moves each partition from the batch's first to its next offset, only where the stored row is exactly
+/// what the batch was built on: same next offset, same epoch, same generation. The caller counts the
+/// rows: fewer than partitions means somebody else owns one, or the database was rewound.
+/// Partitions are locked in order, so that two owners can wait for each other but not in a circle.
+const FENCE: &str = "
+    with claimed as (
+        select *
+        from unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
+                    $7::bigint[], $8::text[], $9::bigint[], $10::bigint[], $11::text[])
+            as c (topic, partition, first_offset, next_offset, epoch, seen_offset,
+                  source_lsn_max, source_epochs, anchor_offset, anchor_timestamp,
+                  source_snapshots)
+    ),
+    locked as (
+        select o.topic, o.partition
+        from cdc_offset o
+        join claimed c on c.topic = o.topic and c.partition = o.partition
+        order by o.topic, o.partition
+        for update of o
+    ),
+    slot as materialized (select set_config('cdc.slot', $12, true))
+    update cdc_offset o
+    set
+        next_offset = c.next_offset,
+        seen_offset = greatest(o.seen_offset, c.seen_offset),
+        source_lsn_max = c.source_lsn_max,
+        source_epochs = c.source_epochs::jsonb,
+        source_snapshots = c.source_snapshots::jsonb,
+        anchor_offset = c.anchor_offset,
+        anchor_timestamp = c.anchor_timestamp,
+        updated_at = now()
+    from claimed c
+    join locked l on l.topic = c.topic and l.partition = c.partition
+    cross join slot
+    where o.topic = c.topic
+      and o.partition = c.partition
+      and o.next_offset = c.first_offset
+      and o.epoch = c.epoch
+      and (select current from public.cdc_generation) = $13";
+
+/// Moves every claim of a batch, inside its transaction, and names the slot of its counters to the
+/// triggers. `false`: the fence held us back.
 pub async fn pass(
     connection: &mut PgConnection,
     claims: &[Claim],
     generation: Generation,
+    counter_slot: i32,
 ) -> Result<bool, FenceError> {
-    let epochs_of = |claim: &Claim| {
-        let starts = claim.lineage.starts.iter().map(|(offset, epoch)| (offset.to_string(), epoch));
-        serde_json::json!(starts.collect::<BTreeMap<_, _>>()).to_string()
-    };
-    let slot = claims.iter().map(|claim| claim.partition.number).min().unwrap_or(-1);
-    let moved = sqlx::query(sql::FENCE)
+    let moved = sqlx::query(FENCE)
         .bind(claims.iter().map(|claim| claim.partition.topic.as_str()).collect::<Vec<_>>())
         .bind(claims.iter().map(|claim| claim.partition.number).collect::<Vec<_>>())
         .bind(claims.iter().map(|claim| claim.interval.first).collect::<Vec<_>>())
@@ -110,8 +163,16 @@ pub async fn pass(
         .bind(claims.iter().map(|claim| claim.epoch).collect::<Vec<_>>())
         .bind(claims.iter().map(|claim| claim.seen_offset).collect::<Vec<_>>())
         .bind(claims.iter().map(|claim| claim.lineage.lsn_max).collect::<Vec<_>>())
-        .bind(claims.iter().map(epochs_of).collect::<Vec<_>>())
-        .bind(slot.to_string())
+        .bind(claims.iter().map(|claim| by_offset(&claim.lineage.starts)).collect::<Vec<_>>())
+        .bind(claims.iter().map(|claim| claim.anchor.map(|it| it.offset)).collect::<Vec<_>>())
+        .bind(
+            claims
+                .iter()
+                .map(|claim| claim.anchor.map(|it| it.timestamp_millis))
+                .collect::<Vec<_>>(),
+        )
+        .bind(claims.iter().map(|claim| by_offset(&claim.lineage.snapshots)).collect::<Vec<_>>())
+        .bind(counter_slot.to_string())
         .bind(generation)
         .execute(connection)
         .await
@@ -119,10 +180,24 @@ pub async fn pass(
     Ok(moved.rows_affected() == claims.len() as u64)
 }
 
+/// A JSON object: offset to number.
+fn by_offset(numbers: &BTreeMap<i64, impl Copy + serde::Serialize>) -> String {
+    let members = numbers.iter().map(|(offset, number)| (offset.to_string(), *number));
+    serde_json::json!(members.collect::<BTreeMap<_, _>>()).to_string()
+}
+
+/// Whether a batch whose commit went unanswered did commit: counts partitions that stand at its end.
+const SETTLED: &str = "
+    select count(*)
+    from unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[])
+        as c (topic, partition, next_offset, epoch)
+    join cdc_offset o on o.topic = c.topic and o.partition = c.partition
+    where o.next_offset = c.next_offset and o.epoch = c.epoch";
+
 /// After a commit that was sent but not answered: whether it took effect. The stored offsets say so,
 /// since they moved with the rows or not at all.
 pub async fn settled(connection: &mut PgConnection, claims: &[Claim]) -> Result<bool, FenceError> {
-    let count: i64 = sqlx::query_scalar(sql::SETTLED)
+    let count: i64 = sqlx::query_scalar(SETTLED)
         .bind(claims.iter().map(|claim| claim.partition.topic.as_str()).collect::<Vec<_>>())
         .bind(claims.iter().map(|claim| claim.partition.number).collect::<Vec<_>>())
         .bind(claims.iter().map(|claim| claim.interval.next).collect::<Vec<_>>())

@@ -11,7 +11,7 @@ pub struct PgType {
     /// The bare type, qualified and quoted: what a cast names. Without modifiers, because a cast to
     /// `varchar(3)` cuts silently where an assignment refuses.
     pub cast: String,
-    /// The length of `bit(n)` and the like; -1 without one.
+    /// The length of `bit(n)`, the precision of `time(p)` and the like; -1 without one.
     pub modifier: i32,
     /// `typname` of the type, or of a domain's base type: what the rules below compare.
     pub base: String,
@@ -39,6 +39,8 @@ pub enum Kind {
     Timestamp,
     TimestampTz,
     Interval,
+    /// An interval as a number of microseconds.
+    Duration,
     Json,
     Uuid,
     Xml,
@@ -55,7 +57,7 @@ const TEXTS: &[&str] = &["text", "varchar", "bpchar", "citext", "name"];
 const SENT_AS_TEXT: &[&str] = &[
     "inet", "cidr", "macaddr", "macaddr8", "tsvector", "tsquery", "numeric", "money", "interval",
     "isbn", "ltree", "xml", "json", "jsonb", "uuid", "hstore", "box", "circle", "line", "lseg",
-    "path", "polygon", "pg_lsn", "oid",
+    "path", "polygon", "pg_lsn", "oid", "char",
 ];
 
 impl Kind {
@@ -75,6 +77,7 @@ impl Kind {
             Self::Timestamp => "a timestamp without zone",
             Self::TimestampTz => "a timestamp with zone",
             Self::Interval => "an interval",
+            Self::Duration => "a duration",
             Self::Json => "JSON",
             Self::Uuid => "a UUID",
             Self::Xml => "XML",
@@ -96,7 +99,7 @@ impl Kind {
             return true;
         }
         match self {
-            Self::Boolean => base == "bool",
+            Self::Boolean => base == "bool" || base == "bit" && target.modifier <= 1,
             Self::Integer => matches!(base, "int2" | "int4" | "int8" | "numeric" | "oid"),
             Self::Float => matches!(base, "float4" | "float8"),
             Self::Double => base == "float8",
@@ -109,11 +112,12 @@ impl Kind {
             Self::Timestamp => base == "timestamp",
             Self::TimestampTz => base == "timestamptz",
             Self::Interval => base == "interval",
-            Self::Json => matches!(base, "json" | "jsonb"),
+            Self::Duration => false,
+            Self::Json => matches!(base, "json" | "jsonb" | "hstore"),
             Self::Uuid => base == "uuid",
             Self::Xml => base == "xml",
             Self::Enum => target.enumeration,
-            Self::Bits => matches!(base, "bit" | "varbit"),
+            Self::Bits => base == "bit",
             Self::Point => base == "point",
             Self::Ltree => base == "ltree",
             Self::Map => base == "hstore",

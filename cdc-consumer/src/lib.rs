@@ -13,6 +13,7 @@ pub mod convert;
 pub mod decimal;
 pub mod envelope;
 pub mod kind;
+pub mod pairing;
 pub mod plan;
 pub mod schema;
 pub mod temporal;
@@ -21,6 +22,7 @@ pub mod wire;
 
 pub mod batch;
 pub mod decode;
+pub mod fold;
 pub mod offsets;
 pub mod rows;
 
@@ -31,10 +33,13 @@ pub mod fence;
 mod prune;
 pub mod quarantine;
 pub mod sql;
+pub mod sweep;
+mod untold;
 mod write;
 pub mod writer;
 
 mod assignment;
+mod group;
 pub mod pipeline;
 pub mod recovery;
 pub mod refetch;
@@ -48,6 +53,8 @@ pub mod board;
 pub mod metrics;
 
 pub mod cli;
+mod compare;
 pub mod dead_letters;
 pub mod offsets_command;
 pub mod status;
+pub mod verify;

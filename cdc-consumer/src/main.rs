@@ -1,4 +1,5 @@
 //! `cdc-consumer`: see `--help`.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 use std::io::stdout;
 use std::process::ExitCode;
@@ -6,7 +7,7 @@ use std::process::ExitCode;
 use cdc_consumer::board::Board;
 use cdc_consumer::cli::{Cli, Command, OffsetsCommand};
 use cdc_consumer::config::RunSettings;
-use cdc_consumer::{admin, dead_letters, metrics, offsets_command, pipeline, status};
+use cdc_consumer::{admin, dead_letters, metrics, offsets_command, pipeline, status, verify};
 use clap::Parser;
 use service::health::Readiness;
 use service::{server, shutdown, telemetry};
@@ -35,6 +36,7 @@ async fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Offsets(OffsetsCommand::Reset(settings)) => {
             offsets_command::reset(&settings, &mut stdout()).await
         }
+        Command::Verify(settings) => verify::verify(&settings, &mut stdout()).await,
     }
 }
 

@@ -25,6 +25,7 @@ pub const BATCH: &str = "cdc_batch_records";
 const RECORDS: &str = "cdc_records_total";
 const LAG: &str = "cdc_lag_records";
 const FENCED: &str = "cdc_fenced_total";
+const SWEPT: &str = "cdc_swept_rows_total";
 const REPLAYS: &str = "cdc_operator_resets_total";
 
 /// Describes every metric. Call once, after the recorder is installed.
@@ -45,9 +46,18 @@ pub fn describe() {
         "Batches held back because somebody else owns a partition."
     );
     ::metrics::describe_counter!(
+        SWEPT,
+        "Rows removed because a snapshot of the whole source table did not mention them."
+    );
+    ::metrics::describe_counter!(
         REPLAYS,
         "Offsets an operator moved with Kafka's tools, honoured."
     );
+}
+
+/// Counts rows that a snapshot did not mention.
+pub fn swept(view: &str, rows: u64) {
+    ::metrics::counter!(SWEPT, "view" => view.to_owned()).increment(rows);
 }
 
 /// Counts the records of a view's part in a batch.

@@ -41,6 +41,22 @@ pub struct Interval {
     pub next: i64,
 }
 
+/// A record of a log by which the log is known again: whoever meets another one at its offset reads
+/// another log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Anchor {
+    pub offset: i64,
+    /// What Kafka stored with the record, in milliseconds from 1970; -1 without.
+    pub timestamp_millis: i64,
+}
+
+impl Anchor {
+    /// Whether `other` shows that this is another log than the one of the anchor.
+    pub fn contradicts(self, other: Self) -> bool {
+        self.offset == other.offset && self.timestamp_millis != other.timestamp_millis
+    }
+}
+
 /// Where a change stands in its source: the life of the source database, then the LSN within it.
 /// Comparable only between changes of one key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -67,6 +83,8 @@ pub struct Progress {
     pub lineage: Lineage,
     /// Offset and record key of the delete read last: the tombstone right behind it says nothing new.
     pub last_delete: Option<(i64, Vec<u8>)>,
+    /// The record read last, in whatever session.
+    pub anchor: Option<Anchor>,
 }
 
 /// The lives of the source database a partition has seen: from which offset on, which source epoch.
@@ -80,12 +98,44 @@ pub struct Lineage {
     pub starts: BTreeMap<i64, i32>,
     /// Highest LSN seen in the newest epoch.
     pub lsn_max: i64,
+    /// First offset of each snapshot of the whole table, and the LSN its rows share.
+    pub snapshots: BTreeMap<i64, i64>,
 }
 
 impl Lineage {
     /// The epoch a record at `offset` belongs to.
     pub fn epoch_at(&self, offset: i64) -> i32 {
         self.starts.range(..=offset).next_back().map_or(0, |(_, &epoch)| epoch)
+    }
+
+    /// Notes a record never read before.
+    fn advance(&mut self, offset: i64, lsn: i64, origin: Origin) {
+        if origin == Origin::Snapshot {
+            let reborn = lsn < self.lsn_max;
+            if reborn {
+                self.starts.insert(offset, self.newest() + 1);
+                self.lsn_max = lsn;
+            }
+            if reborn || self.newest_snapshot() != Some(lsn) {
+                self.snapshots.insert(offset, lsn);
+            }
+        }
+        self.lsn_max = self.lsn_max.max(lsn);
+    }
+
+    /// A change written before a snapshot and committed after it is not in the snapshot: its LSN is lower,
+    /// yet it is newer. It stands right behind the snapshot. Real LSNs are multiples of 8, so no other
+    /// change stands there.
+    fn position_of(&self, offset: i64, lsn: i64, origin: Origin) -> SourcePosition {
+        let snapshot = self.snapshots.range(..=offset).next_back().map(|(_, &lsn)| lsn);
+        let overtaken = snapshot.filter(|snapshot| origin == Origin::Streaming && lsn < *snapshot);
+        let lsn = overtaken.map_or(lsn, |snapshot| snapshot + 1);
+        SourcePosition { epoch: self.epoch_at(offset), lsn }
+    }
+
+    /// The LSN of the newest snapshot.
+    pub fn newest_snapshot(&self) -> Option<i64> {
+        self.snapshots.values().next_back().copied()
     }
 
     /// The newest epoch.
@@ -108,21 +158,35 @@ pub enum Origin {
 impl Progress {
     /// A partition nothing is known of, to be read from `next_offset` under `epoch`.
     pub fn new(next_offset: i64, epoch: i64) -> Self {
-        Self { next_offset, epoch, seen_offset: 0, lineage: Lineage::default(), last_delete: None }
+        Self {
+            next_offset,
+            epoch,
+            seen_offset: 0,
+            lineage: Lineage::default(),
+            last_delete: None,
+            anchor: None,
+        }
+    }
+
+    /// Where to begin reading: at the record read last, if the log may still have it. It is not applied
+    /// again; it proves that the log is the same.
+    pub fn read_from(&self, log_start: i64) -> i64 {
+        let anchor = self.anchor.map(|anchor| anchor.offset);
+        let before = anchor.filter(|offset| (log_start..self.next_offset).contains(offset));
+        before.unwrap_or(self.next_offset)
     }
 
     /// Places a change and advances the lineage. Returns its position for the row guard.
     pub fn place(&mut self, offset: i64, lsn: i64, origin: Origin) -> SourcePosition {
-        let repeated = offset < self.seen_offset;
-        if repeated {
-            return SourcePosition { epoch: self.lineage.epoch_at(offset), lsn };
+        if !self.repeats(offset) {
+            self.lineage.advance(offset, lsn, origin);
         }
-        if origin == Origin::Snapshot && lsn < self.lineage.lsn_max {
-            self.lineage.starts.insert(offset, self.lineage.newest() + 1);
-            self.lineage.lsn_max = lsn;
-        }
-        self.lineage.lsn_max = self.lineage.lsn_max.max(lsn);
-        SourcePosition { epoch: self.lineage.newest(), lsn }
+        self.lineage.position_of(offset, lsn, origin)
+    }
+
+    /// Whether the record at `offset` was read before, in whatever session.
+    pub fn repeats(&self, offset: i64) -> bool {
+        offset < self.seen_offset
     }
 
     /// Whether a tombstone at `offset` follows its own delete. If not, compaction took the delete away.
@@ -181,6 +245,29 @@ mod tests {
             .collect();
         assert_eq!(epochs, [0, 0, 1]);
         assert_eq!(progress.lineage.newest(), 1);
+    }
+
+    #[test]
+    fn a_change_committed_after_a_snapshot_that_missed_it_stands_behind_it() {
+        let mut progress = progress();
+        let positions: Vec<_> = [
+            (100, Origin::Streaming),
+            (800, Origin::Snapshot),
+            (720, Origin::Streaming),
+            (808, Origin::Streaming),
+        ]
+        .into_iter()
+        .zip(0..)
+        .map(|((lsn, origin), offset)| take(&mut progress, offset, lsn, origin).lsn)
+        .collect();
+        assert_eq!(positions, [100, 800, 801, 808]);
+        progress.next_offset = 0;
+        assert_eq!(
+            progress.place(2, 720, Origin::Streaming).lsn,
+            801,
+            "also when it is read again"
+        );
+        assert_eq!(progress.place(0, 100, Origin::Streaming).lsn, 100);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use sqlx::PgConnection;
 
 use crate::cli::{ResetSettings, ResetTo};
 use crate::database::Database;
@@ -45,23 +46,58 @@ pub async fn reset(settings: &ResetSettings, out: &mut impl Write) -> anyhow::Re
         );
         writeln!(out, "{}-{}: {} -> {target}", offset.topic, offset.partition, offset.next_offset)?;
         if settings.execute {
-            sqlx::query(
-                "update cdc_offset
-                 set next_offset = $3, epoch = epoch + 1, owner = 'reset by hand', updated_at = now()
-                 where topic = $1 and partition = $2",
-            )
-            .bind(&offset.topic)
-            .bind(offset.partition)
-            .bind(target)
-            .execute(&mut connection)
-            .await
-            .context("could not move the offset")?;
+            move_to(&mut connection, offset, target, settings.new_log).await?;
         }
     }
     if !settings.execute {
         writeln!(out, "nothing was changed; add --execute to do it")?;
     }
     Ok(())
+}
+
+/// A new epoch fences off whoever owns the partition. A replay may bring back rows that the newest
+/// snapshot did not mention, so it is swept again. In a new log nothing was seen yet, and it begins in
+/// the newest life of the source.
+async fn move_to(
+    connection: &mut PgConnection,
+    offset: &StoredOffset,
+    target: i64,
+    new_log: bool,
+) -> anyhow::Result<()> {
+    sqlx::query(
+        "with swept_again as (
+             update cdc_snapshot set log_ends = null, swept_at = null where topic = $1
+         )
+         update cdc_offset
+         set
+             next_offset = $3,
+             epoch = epoch + 1,
+             owner = 'reset by hand',
+             updated_at = now(),
+             seen_offset = case when $4 then 0 else seen_offset end,
+             anchor_offset = case when $4 then null else anchor_offset end,
+             anchor_timestamp = case when $4 then null else anchor_timestamp end,
+             source_snapshots = case when $4 then '{}' else source_snapshots end,
+             source_epochs = case
+                 when $4 then coalesce(
+                     (
+                         select jsonb_build_object('0', max(e.value::int))
+                         from jsonb_each_text(source_epochs) e
+                         having max(e.value::int) > 0
+                     ),
+                     '{}')
+                 else source_epochs
+             end
+         where topic = $1 and partition = $2",
+    )
+    .bind(&offset.topic)
+    .bind(offset.partition)
+    .bind(target)
+    .bind(new_log)
+    .execute(connection)
+    .await
+    .map(|_| ())
+    .context("could not move the offset")
 }
 
 fn chosen(settings: &ResetSettings, offset: &StoredOffset) -> bool {

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::{ApplyError, Target};
@@ -17,15 +19,17 @@ use crate::config::RunSettings;
 use crate::database::{Database, DatabaseError, Generation, schema_of};
 use crate::decode::{DecodeError, View};
 use crate::fence::FenceError;
-use crate::offsets::Partition;
+use crate::group::Group;
+use crate::offsets::{Anchor, Partition};
 use crate::prune;
 use crate::recovery::{self, Backoff, Recovery};
 use crate::refetch::RecordFetcher;
 use crate::registry::{Registry, RegistryError};
-use crate::session::{Parts, Session, WriterLink};
-use crate::source::{self, Group, SourceError};
+use crate::session::{Parts, Session};
+use crate::source::{self, SourceError};
+use crate::sweep::Sweeper;
 use crate::view::ViewSpec;
-use crate::writer::Writer;
+use crate::writer::{Writer, WriterLink};
 
 /// A session that lasted this long had recovered from what ended the one before.
 const SOUND_AFTER: Duration = Duration::from_secs(30);
@@ -50,16 +54,29 @@ pub enum SessionError {
     #[error(
         "{partition}: the next record to apply is {next_offset}, but the broker's first is {log_start}: \
          {missing} records are gone (retention); rebuild the view from a new snapshot, or accept the \
-         hole with `cdc-consumer offsets reset --to earliest --execute`",
-        missing = log_start - next_offset
+         hole with `cdc-consumer offsets reset --topic {topic} --to earliest --execute`",
+        missing = log_start - next_offset, topic = partition.topic
     )]
     Gone { partition: Partition, next_offset: i64, log_start: i64 },
     #[error(
         "{partition}: the next record to apply is {next_offset}, but the broker's log ends at {log_end}: \
          the topic was recreated or its log cut; rebuild the view from a new snapshot, or begin the new \
-         log with `cdc-consumer offsets reset --to earliest --execute`"
+         log with `cdc-consumer offsets reset --topic {} --new-log --execute`",
+        partition.topic
     )]
     Ahead { partition: Partition, next_offset: i64, log_end: i64 },
+    #[error(
+        "{partition}: the log has another record at offset {} than the one read there before: the topic \
+         was recreated, or its log cut and written anew; rebuild the view from a new snapshot, or begin \
+         the new log with `cdc-consumer offsets reset --topic {} --new-log --execute`",
+        anchor.offset, partition.topic
+    )]
+    OtherLog { partition: Partition, anchor: Anchor },
+    #[error(
+        "topic {topic} was deleted and made again while it was read; rebuild the view from a new snapshot, \
+         or begin the new log with `cdc-consumer offsets reset --topic {topic} --new-log --execute`"
+    )]
+    Recreated { topic: String },
     #[error(
         "the broker no longer has the next record of a partition; restart to see which and why"
     )]
@@ -70,6 +87,8 @@ pub enum SessionError {
     Fenced,
     #[error("a batch did not finish before its partitions had to be given up")]
     WriterStuck,
+    #[error("a migration changed table {0}: reading the catalogue again")]
+    TableChanged(String),
     #[error("a writer ended unexpectedly")]
     WriterDied,
 }
@@ -119,20 +138,21 @@ pub async fn run(
 }
 
 /// A session about to begin, with what accompanies it.
-struct Prepared<P> {
+struct Prepared {
     session: Session,
-    pruning: P,
+    /// Pruning and sweeping, for as long as the session lasts.
+    housekeeping: BoxFuture<'static, ()>,
 }
 
-impl<P: Future<Output = ()>> Prepared<P> {
+impl Prepared {
     /// From joining the group to leaving it.
     async fn run(self) -> Result<(), SessionError> {
-        let Self { session, pruning } = self;
+        let Self { session, housekeeping } = self;
         // librdkafka's calls block, so a session has a thread of its own.
         let session = tokio::task::spawn_blocking(move || session.run());
         tokio::select! {
             outcome = session => outcome.unwrap_or(Err(SessionError::WriterDied)),
-            () = pruning => Err(SessionError::WriterDied),
+            () = housekeeping => Err(SessionError::WriterDied),
         }
     }
 }
@@ -143,7 +163,7 @@ async fn prepare(
     specs: &[ViewSpec],
     board: &Board,
     shutdown: &CancellationToken,
-) -> Result<Prepared<impl Future<Output = ()> + use<>>, SessionError> {
+) -> Result<Prepared, SessionError> {
     let database = Database::new(&settings.database.consumer_database_url)?;
     let registry = Registry::new(&settings.registry)?;
     let generation = database.current_generation().await?;
@@ -177,6 +197,12 @@ async fn prepare(
         Arc::clone(&views),
         settings.limits.deleted_keys_kept,
     );
+    let sweeper = Sweeper {
+        database: database.clone(),
+        generation,
+        views: Arc::clone(&views),
+        kafka: settings.kafka.clone(),
+    };
     let parts = Parts {
         consumer,
         views,
@@ -188,7 +214,11 @@ async fn prepare(
         board: board.clone(),
         shutdown: shutdown.clone(),
     };
-    Ok(Prepared { session: Session::new(settings, parts), pruning })
+    let session = Session::new(settings, parts);
+    let housekeeping = async move {
+        tokio::join!(pruning, sweeper.run());
+    };
+    Ok(Prepared { session, housekeeping: housekeeping.boxed() })
 }
 
 /// The declared views with their tables as the catalogue has them now.

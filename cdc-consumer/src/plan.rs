@@ -2,8 +2,9 @@
 
 use crate::avro::Reader;
 use crate::catalog::Table;
-use crate::convert::{self, Cell, Converter, Mismatch, ValueError};
+use crate::convert::{Cell, Converter, ValueError};
 use crate::envelope::{EnvelopePlan, EnvelopeSchemaError};
+use crate::pairing::{self, Mismatch};
 use crate::rows::RowWriter;
 use crate::schema::{Node, Record};
 use crate::view::{Absent, ViewSpec};
@@ -166,7 +167,7 @@ fn steps(
         };
         let converter = table
             .column_type(index)
-            .map_or(Ok(Converter::Null), |target| convert::compile(&field.node, target));
+            .map_or(Ok(Converter::Null), |target| pairing::compile(&field.node, target));
         let converter = converter.map_err(|source| PlanError::Mismatch {
             field: field.name.clone(),
             table: table.name.clone(),

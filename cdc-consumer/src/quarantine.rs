@@ -9,7 +9,9 @@ use std::collections::HashMap;
 use sqlx::{PgTransaction, Row};
 
 use crate::apply::Target;
-use crate::batch::{Batch, Entry, Refused, ViewBatch};
+use crate::batch::{Batch, Refused};
+use crate::fold::{Entry, ViewBatch};
+use crate::offsets::Partition;
 use crate::refetch::FetchError;
 
 /// Why records could not be kept aside.
@@ -79,23 +81,33 @@ pub fn blames_values(error: &sqlx::Error) -> bool {
     code.is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
 }
 
-/// Keys with open dead letters, and the oldest record of each.
+/// Keys with open dead letters, and the oldest record of each in every partition.
 #[derive(Debug, Default)]
 pub struct Parked {
-    oldest: HashMap<(usize, String), i64>,
+    oldest: HashMap<(usize, String), Vec<(Partition, i64)>>,
 }
 
 impl Parked {
     /// The fault of a change that must wait, if it must.
-    pub fn fault(&self, view: usize, batch: &ViewBatch, entry: &Entry) -> Option<Fault> {
+    pub fn fault(
+        &self,
+        view: usize,
+        batch: &ViewBatch,
+        entry: &Entry,
+        partition: Option<&Partition>,
+    ) -> Option<Fault> {
         if self.oldest.is_empty() {
             return None;
         }
-        let oldest = *self.oldest.get(&(view, batch.key_text(entry)))?;
-        (entry.offset >= oldest).then(|| {
-            let error = format!("an older record of this key, offset {oldest}, is a dead letter");
-            Fault::new(view, batch, entry, Reason::Parked, error)
-        })
+        let letters = self.oldest.get(&(view, batch.key_text(entry)))?;
+        // In another partition (some were added since) offsets tell no order, but the record came later.
+        let older = letters.iter().find(|(letter, oldest)| {
+            *oldest <= entry.offset || partition.is_some_and(|partition| letter != partition)
+        })?;
+        let (partition, offset) = older;
+        let error =
+            format!("an older record of this key, {partition} @ {offset}, is a dead letter");
+        Some(Fault::new(view, batch, entry, Reason::Parked, error))
     }
 }
 
@@ -108,21 +120,21 @@ pub async fn admit(
     for refused in &batch.refused {
         insert(tx, target, refused, Reason::Refused).await?;
     }
-    let open: i64 = sqlx::query_scalar("select count(*) from cdc_dead_letter")
+    let any: bool = sqlx::query_scalar("select exists (select from cdc_dead_letter)")
         .fetch_one(&mut **tx)
         .await
         .map_err(QuarantineError::Store)?;
     let mut parked = Parked::default();
-    if open == 0 {
+    if !any {
         return Ok(parked);
     }
     for (index, view) in batch.views.iter().enumerate() {
         let keys: Vec<String> = view.entries().iter().map(|entry| view.key_text(entry)).collect();
         let rows = sqlx::query(
-            "select key_text, min(record_offset)
+            "select key_text, topic, partition, min(record_offset)
              from cdc_dead_letter
              where view_name = $1 and key_text = any($2)
-             group by key_text",
+             group by key_text, topic, partition",
         )
         .bind(target.tables.get(index))
         .bind(keys)
@@ -131,11 +143,14 @@ pub async fn admit(
         .map_err(QuarantineError::Store)?;
         for row in rows {
             let key = row.try_get(0).map_err(QuarantineError::Store)?;
-            let oldest = row.try_get(1).map_err(QuarantineError::Store)?;
-            parked.oldest.insert((index, key), oldest);
+            let topic = row.try_get(1).map_err(QuarantineError::Store)?;
+            let number = row.try_get(2).map_err(QuarantineError::Store)?;
+            let oldest = row.try_get(3).map_err(QuarantineError::Store)?;
+            let letter = (Partition { topic, number }, oldest);
+            parked.oldest.entry((index, key)).or_default().push(letter);
         }
     }
-    limit(open, target)?;
+    limit(open(tx).await?, target)?;
     Ok(parked)
 }
 
@@ -168,13 +183,16 @@ pub async fn store(
         insert(tx, target, &refused, fault.reason).await?;
     }
     if count > 0 {
-        let open = sqlx::query_scalar("select count(*) from cdc_dead_letter")
-            .fetch_one(&mut **tx)
-            .await
-            .map_err(QuarantineError::Store)?;
-        limit(open, target)?;
+        limit(open(tx).await?, target)?;
     }
     Ok(count)
+}
+
+async fn open(tx: &mut PgTransaction<'_>) -> Result<i64, QuarantineError> {
+    sqlx::query_scalar("select count(*) from cdc_dead_letter")
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(QuarantineError::Store)
 }
 
 fn limit(open: i64, target: &Target) -> Result<(), QuarantineError> {

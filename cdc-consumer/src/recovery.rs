@@ -16,6 +16,7 @@ use crate::quarantine::{QuarantineError, blames_values};
 use crate::registry::RegistryError;
 use crate::schema::SchemaError;
 use crate::source::SourceError;
+use crate::sweep::SweepError;
 
 /// The answers to a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,12 @@ pub fn of_apply(error: &ApplyError) -> Recovery {
         ApplyError::Transaction(source) | ApplyError::Write { source, .. } => of_database(source),
         ApplyError::Fence(error) => of_fence(error),
         ApplyError::Quarantine(error) => of_quarantine(error),
+        ApplyError::Sweep(error) => match error {
+            SweepError::Database(error) => of_connection(error),
+            SweepError::Source(error) => of_source(error),
+            SweepError::Store(source) => of_database(source),
+            SweepError::Damaged(_) => Recovery::Halt,
+        },
     }
 }
 
@@ -87,9 +94,12 @@ pub fn of_session(error: &SessionError) -> Recovery {
                 Recovery::Halt
             }
         },
-        SessionError::Gone { .. } | SessionError::Ahead { .. } | SessionError::Hole { .. } => {
-            Recovery::Halt
-        }
+        SessionError::Gone { .. }
+        | SessionError::Ahead { .. }
+        | SessionError::OtherLog { .. }
+        | SessionError::Recreated { .. }
+        | SessionError::Hole { .. } => Recovery::Halt,
+        SessionError::TableChanged(_) => Recovery::Restart,
         SessionError::Fenced | SessionError::WriterStuck | SessionError::WriterDied => {
             Recovery::Retry
         }

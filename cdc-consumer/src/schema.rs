@@ -28,7 +28,9 @@ pub struct Semantic {
     /// For example `io.debezium.time.MicroTimestamp`.
     pub name: String,
     /// `scale` of a decimal, when the schema gives one.
-    pub scale: Option<u32>,
+    pub scale: Option<i32>,
+    /// `length` of a bit string.
+    pub length: Option<i32>,
 }
 
 /// The shape of a value.
@@ -203,11 +205,11 @@ fn semantic(json: &Json) -> Option<Semantic> {
         (logical == Some("decimal")).then(|| "org.apache.kafka.connect.data.Decimal".to_owned())
     })?;
     let parameter = |name| json.get("connect.parameters").and_then(|all| all.get(name));
-    let scale = parameter("scale").and_then(Json::as_str).and_then(|scale| scale.parse().ok());
-    let scale = scale.or_else(|| {
-        json.get("scale").and_then(Json::as_u64).and_then(|scale| u32::try_from(scale).ok())
+    let number = |name| parameter(name).and_then(Json::as_str).and_then(|text| text.parse().ok());
+    let scale = number("scale").or_else(|| {
+        json.get("scale").and_then(Json::as_i64).and_then(|scale| i32::try_from(scale).ok())
     });
-    Some(Semantic { name, scale })
+    Some(Semantic { name, scale, length: number("length") })
 }
 
 #[cfg(test)]
@@ -225,9 +227,13 @@ mod tests {
         )
         .expect("a valid schema");
         let Node::Record(record) = node else { panic!("a record") };
-        let at = Semantic { name: "io.debezium.time.MicroTimestamp".into(), scale: None };
-        let price =
-            Semantic { name: "org.apache.kafka.connect.data.Decimal".into(), scale: Some(2) };
+        let at =
+            Semantic { name: "io.debezium.time.MicroTimestamp".into(), scale: None, length: None };
+        let price = Semantic {
+            name: "org.apache.kafka.connect.data.Decimal".into(),
+            scale: Some(2),
+            length: None,
+        };
         assert_eq!(record.name, "s.public.t.Value");
         assert_eq!(record.fields[0].node, Node::Union(vec![Node::Null, Node::Long(Some(at))]));
         assert_eq!(record.fields[1].node, Node::Bytes(Some(price)));

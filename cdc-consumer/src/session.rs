@@ -21,18 +21,18 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::Applied;
-use crate::batch::Batch;
 use crate::board::Board;
 use crate::config::{LimitSettings, RunSettings};
 use crate::database::{Database, Generation};
 use crate::decode::{Decoded, Decoder, Record, View, topics};
+use crate::group::Rebalance;
 use crate::metrics;
 use crate::offsets::{Partition, PartitionRef, Progress};
 use crate::pipeline::SessionError;
 use crate::registry::Registry;
 use crate::schema_wait::SchemaWait;
-use crate::source::{self, Flow, GroupConsumer, Rebalance, SourceError};
-use crate::writer::Report;
+use crate::source::{self, Flow, GroupConsumer, SourceError};
+use crate::writer::{Report, WriterLink};
 
 /// Records taken from librdkafka before reports and rebalances are looked at again.
 const POLL_ROUND: usize = 256;
@@ -47,48 +47,6 @@ const STUCK_AFTER: Duration = Duration::from_secs(5);
 /// Records held back while a schema is fetched.
 const HELD_MAX: usize = 1000;
 
-/// A writer as the session sees it: the batch being built for it, and the way to hand it over.
-pub(crate) struct WriterLink {
-    pub(crate) batches: Option<tokio::sync::mpsc::Sender<Batch>>,
-    pub(crate) task: tokio::task::JoinHandle<()>,
-    pub(crate) building: Batch,
-    shapes: Vec<(usize, usize)>,
-    pub(crate) under_way: usize,
-}
-
-impl WriterLink {
-    pub(crate) fn new(
-        batches: tokio::sync::mpsc::Sender<Batch>,
-        task: tokio::task::JoinHandle<()>,
-        views: &[View],
-    ) -> Self {
-        let shapes: Vec<_> =
-            views.iter().map(|view| (view.table.key_columns().len(), view.table.width())).collect();
-        let building = Batch::new(shapes.iter().copied());
-        Self { batches: Some(batches), task, building, shapes, under_way: 0 }
-    }
-
-    fn full(&self, limits: &LimitSettings) -> bool {
-        self.building.record_count >= limits.batch_records_max.get()
-            || self.building.byte_count() >= limits.batch_bytes_max.get()
-    }
-
-    /// Hands the batch over if the writer has room for it.
-    pub(crate) fn hand_over(&mut self) {
-        let Some(batches) = self.batches.as_ref().filter(|batches| batches.capacity() > 0) else {
-            return;
-        };
-        if self.building.is_empty() {
-            return;
-        }
-        let batch = std::mem::replace(&mut self.building, Batch::new(self.shapes.iter().copied()));
-        // We are the only sender and saw room. A closed channel means the writer failed; its report says why.
-        if batches.try_send(batch).is_ok() {
-            self.under_way += 1;
-        }
-    }
-}
-
 /// A partition we own.
 pub(crate) struct Owned {
     pub(crate) progress: Progress,
@@ -101,7 +59,7 @@ pub(crate) struct Owned {
 pub(crate) struct Session {
     pub(crate) consumer: Arc<GroupConsumer>,
     decoder: Decoder,
-    views: Arc<Vec<View>>,
+    pub(crate) views: Arc<Vec<View>>,
     pub(crate) database: Database,
     pub(crate) generation: Generation,
     pub(crate) control: Option<PgConnection>,
@@ -110,6 +68,8 @@ pub(crate) struct Session {
     pub(crate) reports: Receiver<(usize, Report)>,
     pub(crate) owned: HashMap<Partition, Owned>,
     pub(crate) held: VecDeque<OwnedMessage>,
+    /// Announced by librdkafka and not yet carried out, oldest first.
+    pub(crate) rebalances: VecDeque<Rebalance>,
     pub(crate) uncommitted: HashMap<Partition, i64>,
     committed_at: Instant,
     pub(crate) checked_at: Instant,
@@ -150,6 +110,7 @@ impl Session {
             reports: parts.reports,
             owned: HashMap::new(),
             held: VecDeque::new(),
+            rebalances: VecDeque::new(),
             uncommitted: HashMap::new(),
             committed_at: Instant::now(),
             checked_at: Instant::now(),
@@ -179,6 +140,7 @@ impl Session {
 
     fn work(&mut self) -> Result<(), SessionError> {
         while !self.shutdown.is_cancelled() {
+            self.same_topics()?;
             self.receive_reports()?;
             self.commit_when_due();
             self.check_ownership_when_due()?;
@@ -276,6 +238,7 @@ impl Session {
     }
 
     fn decode(&mut self, record: &Record<'_>) -> Result<Decoded, SessionError> {
+        self.same_topics()?;
         let Self { decoder, owned, writers, .. } = self;
         let wanted = PartitionRef { topic: record.topic, number: record.partition };
         // A record of a partition given up meanwhile belongs to its next owner.
@@ -283,6 +246,11 @@ impl Session {
             return Ok(Decoded::Taken);
         };
         owned.delivered = true;
+        if let Some(anchor) = owned.progress.anchor
+            && anchor.contradicts(record.anchor())
+        {
+            return Err(SessionError::OtherLog { partition: partition.clone(), anchor });
+        }
         if record.offset < owned.progress.next_offset {
             return Ok(Decoded::Taken);
         }
@@ -294,9 +262,17 @@ impl Session {
         })
     }
 
+    fn same_topics(&self) -> Result<(), SessionError> {
+        self.consumer
+            .context()
+            .recreated()
+            .map_or(Ok(()), |topic| Err(SessionError::Recreated { topic }))
+    }
+
     /// Decodes what was held back, once the schema came.
     fn learn_schema(&mut self) -> Result<(), SessionError> {
         let Some((id, schema)) = self.schemas.arrived()? else { return Ok(()) };
+        self.check_tables()?;
         self.decoder.learn(id, schema);
         while let Some(message) = self.held.pop_front() {
             if let Decoded::NeedsSchema(id) = self.decode(&source::record(&message))? {
@@ -362,11 +338,14 @@ impl Session {
     }
 
     fn rebalance(&mut self) -> Result<(), SessionError> {
-        for rebalance in self.consumer.context().rebalances() {
+        self.rebalances.extend(self.consumer.context().rebalances());
+        while let Some(rebalance) = self.rebalances.front().cloned() {
             match rebalance {
                 Rebalance::Assign(partitions) => self.assign(&partitions)?,
                 Rebalance::Revoke(partitions) => self.revoke(&partitions)?,
             }
+            // Only now: one that failed half way is still to be answered when the session ends.
+            self.rebalances.pop_front();
         }
         Ok(())
     }

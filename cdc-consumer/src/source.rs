@@ -1,22 +1,19 @@
 //! Kafka: the consumer and what it is told, nothing about what records mean.
 
-use std::sync::Mutex;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Headers, Message};
-use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::TopicPartitionListElem;
-use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 use secrecy::ExposeSecret;
 
-use crate::board::Board;
 use crate::config::KafkaSettings;
 use crate::decode::Record;
+use crate::group::Group;
 use crate::offsets::Partition;
 
 /// How long a question to the broker may take.
@@ -121,104 +118,15 @@ pub fn consumer(
         .set("fetch.max.bytes", "1048576")
         .set("max.partition.fetch.bytes", "262144")
         .set("message.max.bytes", "1000000")
-        .set("statistics.interval.ms", "1000");
+        .set("statistics.interval.ms", "1000")
+        // The one trace librdkafka leaves of a topic made again under a running consumer is a line of
+        // this log; see `group.rs`, which lets nothing below a warning through.
+        .set("debug", "metadata")
+        .set_log_level(RDKafkaLogLevel::Debug);
     if let Some(instance) = &settings.consumer_instance {
         config.set("group.instance.id", instance);
     }
     config.create_with_context(group).map_err(SourceError::Settings)
-}
-
-/// A change of our partitions, to be carried out by the pipeline between two records.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Rebalance {
-    Assign(Vec<Partition>),
-    Revoke(Vec<Partition>),
-}
-
-/// What librdkafka calls back. Decides nothing: it notes down what the pipeline has to do.
-pub struct Group {
-    board: Board,
-    state: Mutex<GroupState>,
-}
-
-#[derive(Default)]
-struct GroupState {
-    rebalances: Vec<Rebalance>,
-    /// Nobody is left to carry out a rebalance: follow librdkafka's default.
-    closing: bool,
-}
-
-impl Group {
-    pub fn new(board: Board) -> Self {
-        Self { board, state: Mutex::default() }
-    }
-
-    /// Rebalances since the last call, oldest first.
-    pub fn rebalances(&self) -> Vec<Rebalance> {
-        std::mem::take(&mut self.state().rebalances)
-    }
-
-    /// From now on partitions are given up without asking the pipeline.
-    pub fn close(&self) {
-        self.state().closing = true;
-    }
-
-    fn state(&self) -> std::sync::MutexGuard<'_, GroupState> {
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
-
-impl ClientContext for Group {
-    fn stats(&self, statistics: Statistics) {
-        for (topic, statistics) in &statistics.topics {
-            for (number, partition) in &statistics.partitions {
-                if *number >= 0 && partition.hi_offset >= 0 {
-                    self.board.high_offset(topic, *number, partition.hi_offset);
-                }
-            }
-        }
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        if names_no_topic(&error) {
-            return; // `poll` reports it too, and the pipeline says which topic
-        }
-        self.board.broker_trouble(&error, reason);
-    }
-}
-
-impl ConsumerContext for Group {
-    fn rebalance(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        event: RDKafkaRespErr,
-        partitions: &mut TopicPartitionList,
-    ) {
-        let mut state = self.state();
-        let listed = owned(partitions);
-        match event {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS if !state.closing => {
-                state.rebalances.push(Rebalance::Assign(listed));
-            }
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS if !state.closing => {
-                state.rebalances.push(Rebalance::Revoke(listed));
-            }
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
-                if let Err(error) = consumer.incremental_unassign(partitions) {
-                    tracing::debug!(error = %error, "could not give up partitions while closing");
-                }
-            }
-            other => tracing::debug!(event = ?other, "rebalance event without partitions"),
-        }
-    }
-}
-
-fn owned(partitions: &TopicPartitionList) -> Vec<Partition> {
-    let elements = partitions.elements();
-    elements
-        .iter()
-        .map(|element| Partition { topic: element.topic().to_owned(), number: element.partition() })
-        .collect()
 }
 
 /// What the broker says about a partition.
@@ -265,6 +173,57 @@ pub fn assign(consumer: &GroupConsumer, starts: &[(Partition, i64)]) -> Result<(
             .map_err(SourceError::Assign)?;
     }
     consumer.incremental_assign(&list).map_err(SourceError::Assign)
+}
+
+/// Where the log of each partition of a topic ends.
+pub fn log_ends(settings: &KafkaSettings, topic: &str) -> Result<BTreeMap<i32, i64>, SourceError> {
+    let client = client(settings)?;
+    let failed = |number: i32, source| SourceError::Ask {
+        partition: Partition { topic: topic.to_owned(), number },
+        source,
+    };
+    let metadata = client.fetch_metadata(Some(topic), REQUEST_TIMEOUT);
+    let metadata = metadata.map_err(|source| failed(0, source))?;
+    let partitions =
+        metadata.topics().iter().flat_map(rdkafka::metadata::MetadataTopic::partitions);
+    let ends = partitions.map(|partition| {
+        let number = partition.id();
+        let (_, end) = client
+            .fetch_watermarks(topic, number, REQUEST_TIMEOUT)
+            .map_err(|source| failed(number, source))?;
+        Ok((number, end))
+    });
+    ends.collect()
+}
+
+/// The first record of each partition that was sent at or after a time (milliseconds from 1970), or the
+/// end of its log.
+pub fn offsets_at(
+    settings: &KafkaSettings,
+    partitions: Vec<Partition>,
+    timestamp_millis: i64,
+) -> Result<BTreeMap<Partition, i64>, SourceError> {
+    let client = client(settings)?;
+    let mut places = BTreeMap::new();
+    for partition in partitions {
+        let failed = |source| SourceError::Ask { partition: partition.clone(), source };
+        let mut wanted = TopicPartitionList::new();
+        let at = Offset::Offset(timestamp_millis);
+        wanted.add_partition_offset(&partition.topic, partition.number, at).map_err(failed)?;
+        let found = client.offsets_for_times(wanted, REQUEST_TIMEOUT).map_err(failed)?;
+        let found = found.elements().first().map(TopicPartitionListElem::offset);
+        let place = match found {
+            Some(Offset::Offset(offset)) => offset,
+            _ => {
+                client
+                    .fetch_watermarks(&partition.topic, partition.number, REQUEST_TIMEOUT)
+                    .map_err(failed)?
+                    .1
+            }
+        };
+        places.insert(partition, place);
+    }
+    Ok(places)
 }
 
 /// Gives partitions up.
@@ -367,6 +326,7 @@ pub fn record<M: Message>(message: &M) -> Record<'_> {
         topic: message.topic(),
         partition: message.partition(),
         offset: message.offset(),
+        timestamp_millis: message.timestamp().to_millis().unwrap_or(-1),
         key: message.key(),
         value: message.payload(),
         schema_in_headers: schema_in_headers(message.headers()),

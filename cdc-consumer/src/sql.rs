@@ -9,52 +9,6 @@ use std::sync::Arc;
 
 use crate::catalog::{LAST_PROCESSED_AT, SOURCE_EPOCH, SOURCE_LSN, Table};
 
-/// The fence: the first statement of every batch.
-///
-/// Moves each partition from the batch's first to its next offset, only where the stored row is exactly
-/// what the batch was built on: same next offset, same epoch, same generation. The caller counts the
-/// rows: fewer than partitions means somebody else owns one, or the database was rewound.
-/// Partitions are locked in order, so that two owners can wait for each other but not in a circle.
-pub const FENCE: &str = "
-    with claimed as (
-        select *
-        from unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
-                    $7::bigint[], $8::text[])
-            as c (topic, partition, first_offset, next_offset, epoch, seen_offset,
-                  source_lsn_max, source_epochs)
-    ),
-    locked as (
-        select o.topic, o.partition
-        from cdc_offset o
-        join claimed c on c.topic = o.topic and c.partition = o.partition
-        order by o.topic, o.partition
-        for update of o
-    ),
-    slot as materialized (select set_config('cdc.slot', $9, true))
-    update cdc_offset o
-    set
-        next_offset = c.next_offset,
-        seen_offset = greatest(o.seen_offset, c.seen_offset),
-        source_lsn_max = c.source_lsn_max,
-        source_epochs = c.source_epochs::jsonb,
-        updated_at = now()
-    from claimed c
-    join locked l on l.topic = c.topic and l.partition = c.partition
-    cross join slot
-    where o.topic = c.topic
-      and o.partition = c.partition
-      and o.next_offset = c.first_offset
-      and o.epoch = c.epoch
-      and (select current from public.cdc_generation) = $10";
-
-/// Whether a batch whose commit went unanswered did commit: counts partitions that stand at its end.
-pub const SETTLED: &str = "
-    select count(*)
-    from unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[])
-        as c (topic, partition, next_offset, epoch)
-    join cdc_offset o on o.topic = c.topic and o.partition = c.partition
-    where o.next_offset = c.next_offset and o.epoch = c.epoch";
-
 /// The statements of one view.
 #[derive(Debug, Clone)]
 pub struct Statements {
@@ -67,6 +21,11 @@ pub struct Statements {
     pub erase: Arc<str>,
     /// Parameters: epoch, LSN. Removes what the TRUNCATE at that position removed.
     pub truncate: [Arc<str>; 2],
+    /// Keeps other writers out of the view until the transaction ends.
+    pub lock: Arc<str>,
+    /// Before anything else where equal keys may come through several partitions: waits for the
+    /// transaction of another writer.
+    pub turn: Option<Arc<str>>,
     table: Table,
 }
 
@@ -77,6 +36,8 @@ impl Statements {
             delete: delete(table).into(),
             erase: erase(table).into(),
             truncate: truncate(table).map(Into::into),
+            lock: lock(table).into(),
+            turn: table.key_equality_is_loose().then(|| turn(table).into()),
             table: table.clone(),
         }
     }
@@ -94,8 +55,11 @@ impl Statements {
     }
 }
 
+/// The number of an input row, under a name that no column of a view has.
+const ROW: &str = "\"row of the batch\"";
+
 /// `"name"` with quotes doubled.
-fn quote(name: &str) -> String {
+pub(crate) fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
@@ -114,7 +78,27 @@ fn key_equal(table: &Table, one: &str, other: &str) -> String {
     pairs.join(" and ")
 }
 
-/// The input arrays as rows of the table's types, numbered by `n`. With keys that PostgreSQL may call
+/// Whether a row that PostgreSQL finds equal is the very one: nothing to ask where equal is identical. A
+/// key that changes its spelling (`a` to `A` in a `citext`) is sent as delete and insert at one position,
+/// through two partitions; the delete must not find the row that was inserted.
+fn key_identical(table: &Table, one: &str, other: &str) -> String {
+    if !table.key_equality_is_loose() {
+        return "true".to_owned();
+    }
+    let keys = names(table, table.key_columns());
+    let pairs: Vec<_> =
+        keys.iter().map(|key| format!("{one}.{key}::text = {other}.{key}::text")).collect();
+    pairs.join(" and ")
+}
+
+/// Columns an update writes: the key, too, where an equal one may be spelled differently.
+fn updated(table: &Table, omitted: &[usize]) -> Vec<String> {
+    let keys = table.key_columns().filter(|_| table.key_equality_is_loose());
+    let columns = keys.chain(table.value_columns()).filter(|column| !omitted.contains(column));
+    names(table, columns)
+}
+
+/// The input arrays as rows of the table's types, numbered by [`ROW`]. With keys that PostgreSQL may call
 /// equal although their text differs, only the newest row of each key: `on conflict` must not meet one
 /// twice.
 fn input(table: &Table, columns: &[usize]) -> String {
@@ -132,26 +116,24 @@ fn input(table: &Table, columns: &[usize]) -> String {
     let (distinct, order) = if table.key_equality_is_loose() {
         (
             format!("distinct on ({keys}) "),
-            format!(" order by {keys}, u.{SOURCE_EPOCH} desc, u.{SOURCE_LSN} desc, u.n desc"),
+            format!(" order by {keys}, u.{SOURCE_EPOCH} desc, u.{SOURCE_LSN} desc, u.{ROW} desc"),
         )
     } else {
         (String::new(), String::new())
     };
     format!(
-        "select {distinct}{casts}u.{SOURCE_EPOCH}, u.{SOURCE_LSN}, u.n \
+        "select {distinct}{casts}u.{SOURCE_EPOCH}, u.{SOURCE_LSN}, u.{ROW} \
          from unnest({arrays}${}::int[], ${}::bigint[]) with ordinality \
-         as u ({inputs}{SOURCE_EPOCH}, {SOURCE_LSN}, n){order}",
+         as u ({inputs}{SOURCE_EPOCH}, {SOURCE_LSN}, {ROW}){order}",
         width + 1,
         width + 2
     )
 }
 
-/// Debezium pads bit strings to whole bytes: the column's length tells which of the bits count.
+/// The bare `bit` would mean `bit(1)`: an assignment checks the column's length instead.
 fn cast(table: &Table, column: usize, value: &str) -> String {
     match table.column_type(column) {
-        Some(target) if target.base == "bit" => {
-            format!("right({value}, {})::pg_catalog.varbit", target.modifier)
-        }
+        Some(target) if target.base == "bit" => format!("{value}::pg_catalog.varbit"),
         Some(target) => format!("{value}::{}", target.cast),
         None => value.to_owned(),
     }
@@ -164,8 +146,7 @@ fn upsert(table: &Table, omitted: &[usize]) -> String {
     let keys = names(table, table.key_columns()).join(", ");
     let all = column_names.join(", ");
     let selected: Vec<_> = column_names.iter().map(|name| format!("s.{name}")).collect();
-    let written = table.value_columns().filter(|column| !omitted.contains(column));
-    let mut set: Vec<_> = names(table, written);
+    let mut set = updated(table, omitted);
     set.extend([SOURCE_EPOCH.to_owned(), SOURCE_LSN.to_owned()]);
     let (stamp, stamped) = if table.stamped {
         set.push(LAST_PROCESSED_AT.to_owned());
@@ -208,13 +189,15 @@ fn delete(table: &Table) -> String {
          {SOURCE_LSN} = excluded.{SOURCE_LSN}, deleted_at = excluded.deleted_at \
          where (d.{SOURCE_EPOCH}, d.{SOURCE_LSN}) < (excluded.{SOURCE_EPOCH}, excluded.{SOURCE_LSN})), \
          removed as (delete from {table} t using gone g where {same_key} \
-         and (t.{SOURCE_EPOCH}, t.{SOURCE_LSN}) <= (g.{SOURCE_EPOCH}, g.{SOURCE_LSN})) \
+         and ((t.{SOURCE_EPOCH}, t.{SOURCE_LSN}) < (g.{SOURCE_EPOCH}, g.{SOURCE_LSN}) \
+         or (t.{SOURCE_EPOCH}, t.{SOURCE_LSN}) = (g.{SOURCE_EPOCH}, g.{SOURCE_LSN}) and {identical})) \
          select count(*) from gone g join {table} t on {same_key} \
          where (t.{SOURCE_EPOCH}, t.{SOURCE_LSN}) > (g.{SOURCE_EPOCH}, g.{SOURCE_LSN})",
         input = input(table, &keys),
         deleted = deleted_table(table),
         table = quote(&table.name),
         same_key = key_equal(table, "t", "g"),
+        identical = key_identical(table, "t", "g"),
     )
 }
 
@@ -227,7 +210,7 @@ fn erase(table: &Table) -> String {
     let key_names = key_names.join(", ");
     format!(
         "with gone as materialized ({input}), \
-         removed as (delete from {table} t using gone g where {same_key} \
+         removed as (delete from {table} t using gone g where {same_key} and {identical} \
          and ((t.{SOURCE_EPOCH}, t.{SOURCE_LSN}) <= (g.{SOURCE_EPOCH}, g.{SOURCE_LSN}) \
          or exists (select from {deleted} d where {remembered_key} \
          and (d.{SOURCE_EPOCH}, d.{SOURCE_LSN}) = (t.{SOURCE_EPOCH}, t.{SOURCE_LSN}))) \
@@ -239,6 +222,7 @@ fn erase(table: &Table) -> String {
         input = input(table, &keys),
         table = quote(&table.name),
         same_key = key_equal(table, "t", "g"),
+        identical = key_identical(table, "t", "g"),
         removed = removed.join(", "),
         remembered_key = key_equal(table, "d", "t"),
         deleted = deleted_table(table),
@@ -247,8 +231,7 @@ fn erase(table: &Table) -> String {
 
 fn partial(table: &Table, kept: &[usize]) -> String {
     let columns: Vec<usize> = (0..table.width()).filter(|column| !kept.contains(column)).collect();
-    let changed = table.value_columns().filter(|column| !kept.contains(column));
-    let mut set = names(table, changed);
+    let mut set = updated(table, kept);
     set.extend([SOURCE_EPOCH.to_owned(), SOURCE_LSN.to_owned()]);
     let mut set: Vec<_> = set.iter().map(|name| format!("{name} = s.{name}")).collect();
     if table.stamped {
@@ -258,8 +241,8 @@ fn partial(table: &Table, kept: &[usize]) -> String {
         "with s as materialized ({input}), \
          done as (update {table} t set {set} from s where {same_row} \
          and (t.{SOURCE_EPOCH}, t.{SOURCE_LSN}) <= (s.{SOURCE_EPOCH}, s.{SOURCE_LSN}) \
-         returning s.n) \
-         select s.n, exists (select from done where done.n = s.n) as applied, \
+         returning s.{ROW}) \
+         select s.{ROW}, exists (select from done where done.{ROW} = s.{ROW}) as applied, \
          exists (select from {table} t where {same_row}) \
          or exists (select from {deleted} d where {same_deleted} \
          and (d.{SOURCE_EPOCH}, d.{SOURCE_LSN}) > (s.{SOURCE_EPOCH}, s.{SOURCE_LSN})) \
@@ -276,6 +259,23 @@ fn partial(table: &Table, kept: &[usize]) -> String {
     )
 }
 
+/// Waits for the writers that are inside, before the TRUNCATE looks for rows: a row they add while it
+/// runs, it would not see, nor they its floor. Readers are not disturbed.
+fn lock(table: &Table) -> String {
+    format!("lock table {} in share row exclusive mode", quote(&table.name))
+}
+
+/// Writers of a view whose equal keys may be spelled differently take turns, since no partition owns such
+/// a key: two at once would not see each other's changes, and wait for each other's rows in a circle. Not
+/// a lock on the table, which would keep the autovacuum away.
+fn turn(table: &Table) -> String {
+    let view = literal(&quote(&table.name));
+    format!("select pg_advisory_xact_lock({TURN}, {view}::regclass::oid::bigint::bit(32)::integer)")
+}
+
+/// Tells our advisory locks from those of other programs in the database.
+const TURN: i32 = 0x0063_6463;
+
 /// First the floor, then the rows below it. A row above it was written after the TRUNCATE.
 fn truncate(table: &Table) -> [String; 2] {
     let floor = format!(
@@ -290,6 +290,37 @@ fn truncate(table: &Table) -> [String; 2] {
         table = quote(&table.name)
     );
     [floor, rows]
+}
+
+/// How many pages a view's table has.
+pub fn pages(table: &Table) -> String {
+    format!(
+        "select pg_relation_size({}::regclass) / current_setting('block_size')::bigint",
+        literal(&quote(&table.name))
+    )
+}
+
+/// Removes rows below LSN `$3` or epoch `$4` between the tuple ids `$1` and `$2`, and counts them. Their
+/// keys are remembered for ever, since no record of the topic deletes them: just above the position of
+/// the row, where no change stands.
+pub fn sweep(table: &Table) -> String {
+    let keys = names(table, table.key_columns());
+    let removed: Vec<_> = keys.iter().map(|key| format!("t.{key}")).collect();
+    format!(
+        "with gone as (delete from {table} t where t.ctid >= $1::text::tid and t.ctid < $2::text::tid \
+         and (t.{SOURCE_LSN} < $3 or t.{SOURCE_EPOCH} < $4) \
+         returning {removed}, t.{SOURCE_EPOCH}, t.{SOURCE_LSN}), \
+         remembered as (insert into {deleted} as d ({keys}, {SOURCE_EPOCH}, {SOURCE_LSN}, deleted_at) \
+         select {keys}, {SOURCE_EPOCH}, {SOURCE_LSN} + 1, 'infinity' from gone order by {keys} \
+         on conflict ({keys}) do update set {SOURCE_EPOCH} = excluded.{SOURCE_EPOCH}, \
+         {SOURCE_LSN} = excluded.{SOURCE_LSN}, deleted_at = excluded.deleted_at \
+         where (d.{SOURCE_EPOCH}, d.{SOURCE_LSN}) < (excluded.{SOURCE_EPOCH}, excluded.{SOURCE_LSN})) \
+         select count(*) from gone",
+        table = quote(&table.name),
+        removed = removed.join(", "),
+        deleted = deleted_table(table),
+        keys = keys.join(", "),
+    )
 }
 
 /// Forgets keys deleted more than `$1` seconds ago, at most `$2` of them.
@@ -322,6 +353,14 @@ mod tests {
             statements.upsert.starts_with("insert into \"Odd \"\" table\" as t (\"a\", \"B\"\"\"")
         );
         assert!(statements.delete.contains("t.\"a\" = g.\"a\" and t.\"B\"\"\" = g.\"B\"\"\""));
+    }
+
+    #[test]
+    fn a_column_may_have_any_short_name() {
+        let columns = [("k", "citext"), ("n", "int8"), ("t", "text"), ("u", "text")];
+        let statements = Statements::new(&Table::sample("s", 1, &columns));
+        assert!(!statements.upsert.contains(".n") && !statements.partial(&[2]).contains(".n "));
+        assert!(statements.partial(&[2]).contains("select s.\"row of the batch\", "));
     }
 
     #[test]

@@ -10,20 +10,29 @@ const MICROS_PER_SECOND: i64 = 1_000_000;
 const MICROS_PER_DAY: i64 = 86_400 * MICROS_PER_SECOND;
 
 /// What the PostgreSQL driver uses for infinite timestamps, in milliseconds from 1970: `PGStatement`'s
-/// `DATE_POSITIVE_INFINITY` and `DATE_NEGATIVE_INFINITY`.
-const POSITIVE_INFINITY_MILLIS: i64 = 9_223_372_036_825_200_000;
-const NEGATIVE_INFINITY_MILLIS: i64 = -9_223_372_036_832_400_000;
+/// `DATE_POSITIVE_INFINITY` and `DATE_NEGATIVE_INFINITY`. Debezium sends them as microseconds.
+const POSITIVE_INFINITY: i64 = 9_223_372_036_825_200_000;
+const NEGATIVE_INFINITY: i64 = -9_223_372_036_832_400_000;
+
+/// What becomes of them as days: when streamed, the date that Java holds for them; in a snapshot, what is
+/// left of them in 32 bits. A time zone may move those by a day. PostgreSQL has no date near them.
+const POSITIVE_INFINITY_DAYS: [i32; 2] = [-2_147_472_692, -622_191_234];
+const NEGATIVE_INFINITY_DAYS: [i32; 2] = [-2_147_472_691, -625_821_272];
 
 /// `io.debezium.time.Date`: days from 1970-01-01.
 pub fn write_date(days: i32, out: &mut Vec<u8>) {
-    match days {
-        i32::MAX => out.extend_from_slice(b"infinity"),
-        i32::MIN => out.extend_from_slice(b"-infinity"),
-        days => {
-            let before_christ = write_civil(i64::from(days), out);
-            write_era(before_christ, out);
-        }
+    let [streamed, read] = POSITIVE_INFINITY_DAYS;
+    if days == i32::MAX || days == streamed || days.abs_diff(read) <= 1 {
+        out.extend_from_slice(b"infinity");
+        return;
     }
+    let [streamed, read] = NEGATIVE_INFINITY_DAYS;
+    if days == i32::MIN || days == streamed || days.abs_diff(read) <= 1 {
+        out.extend_from_slice(b"-infinity");
+        return;
+    }
+    let before_christ = write_civil(i64::from(days), out);
+    write_era(before_christ, out);
 }
 
 /// A time of day in microseconds from midnight. 24:00:00 is a time of its own in PostgreSQL.
@@ -45,27 +54,47 @@ pub fn write_time(micros: i64, out: &mut Vec<u8>) {
 
 /// A timestamp without time zone in microseconds from 1970-01-01 00:00.
 pub fn write_timestamp(micros: i64, out: &mut Vec<u8>) {
-    if micros == i64::MAX || micros == POSITIVE_INFINITY_MILLIS {
-        out.extend_from_slice(b"infinity");
-        return;
+    match micros {
+        i64::MAX | POSITIVE_INFINITY => out.extend_from_slice(b"infinity"),
+        i64::MIN | NEGATIVE_INFINITY => out.extend_from_slice(b"-infinity"),
+        micros => {
+            let (day, time) =
+                (micros.div_euclid(MICROS_PER_DAY), micros.rem_euclid(MICROS_PER_DAY));
+            write_moment(day, time, out);
+        }
     }
-    if micros == i64::MIN || micros == NEGATIVE_INFINITY_MILLIS {
-        out.extend_from_slice(b"-infinity");
-        return;
-    }
-    let before_christ = write_civil(micros.div_euclid(MICROS_PER_DAY), out);
-    out.push(b' ');
-    write_time(micros.rem_euclid(MICROS_PER_DAY), out);
-    write_era(before_christ, out);
 }
 
-/// A timestamp in milliseconds. Infinity is recognised before scaling would overflow.
+/// A timestamp in milliseconds, whose range is larger than that of microseconds.
 pub fn write_timestamp_millis(millis: i64, out: &mut Vec<u8>) {
+    const MILLIS_PER_DAY: i64 = MICROS_PER_DAY / 1000;
     match millis {
-        POSITIVE_INFINITY_MILLIS => out.extend_from_slice(b"infinity"),
-        NEGATIVE_INFINITY_MILLIS => out.extend_from_slice(b"-infinity"),
-        millis => write_timestamp(millis.saturating_mul(1000), out),
+        i64::MAX | POSITIVE_INFINITY => out.extend_from_slice(b"infinity"),
+        i64::MIN | NEGATIVE_INFINITY => out.extend_from_slice(b"-infinity"),
+        // From microseconds.
+        millis if millis == POSITIVE_INFINITY / 1000 => out.extend_from_slice(b"infinity"),
+        millis if millis == NEGATIVE_INFINITY / 1000 => out.extend_from_slice(b"-infinity"),
+        millis => {
+            let time = millis.rem_euclid(MILLIS_PER_DAY) * 1000;
+            write_moment(millis.div_euclid(MILLIS_PER_DAY), time, out);
+        }
     }
+}
+
+/// A timestamp in nanoseconds; PostgreSQL has microseconds.
+pub fn write_timestamp_nanos(nanos: i64, out: &mut Vec<u8>) {
+    match nanos {
+        i64::MAX => out.extend_from_slice(b"infinity"),
+        i64::MIN => out.extend_from_slice(b"-infinity"),
+        nanos => write_timestamp(nanos.div_euclid(1000), out),
+    }
+}
+
+fn write_moment(days_from_1970: i64, micros_of_day: i64, out: &mut Vec<u8>) {
+    let before_christ = write_civil(days_from_1970, out);
+    out.push(b' ');
+    write_time(micros_of_day, out);
+    write_era(before_christ, out);
 }
 
 /// Writes `YYYY-MM-DD` and tells whether the year is before Christ (the caller ends with ` BC`).
@@ -134,8 +163,12 @@ mod tests {
         check(-719_163, "0001-12-31 BC");
         check(-2_440_588, "4714-11-24 BC");
         check(106_751_991, "294247-01-10");
-        check(i32::MAX, "infinity");
-        check(i32::MIN, "-infinity");
+        check(2_145_042_905, "5874897-12-31");
+        // Streamed, and from a snapshot.
+        check(-2_147_472_692, "infinity");
+        check(-2_147_472_691, "-infinity");
+        check(-622_191_234, "infinity");
+        check(-625_821_272, "-infinity");
     }
 
     #[test]
@@ -147,6 +180,29 @@ mod tests {
         check(1_500_000, "1970-01-01 00:00:01.5");
         check(9_223_371_331_199_999_999, "294247-01-01 23:59:59.999999");
         check(i64::MAX, "infinity");
+        check(9_223_372_036_825_200_000, "infinity");
+        check(-9_223_372_036_832_400_000, "-infinity");
+    }
+
+    #[test]
+    fn milliseconds_reach_further_than_microseconds() {
+        let check = |millis, expected: &str| {
+            assert_eq!(text(|out| write_timestamp_millis(millis, out)), expected);
+        };
+        check(-1, "1969-12-31 23:59:59.999");
+        check(9_224_318_015_999_999, "294276-12-31 23:59:59.999");
+        check(9_223_372_036_825_200, "infinity");
+        check(-9_223_372_036_832_400, "-infinity");
+    }
+
+    #[test]
+    fn nanoseconds_are_cut_to_microseconds() {
+        let check = |nanos, expected: &str| {
+            assert_eq!(text(|out| write_timestamp_nanos(nanos, out)), expected);
+        };
+        check(-1, "1969-12-31 23:59:59.999999");
+        check(i64::MAX, "infinity");
+        check(i64::MIN, "-infinity");
     }
 
     #[test]

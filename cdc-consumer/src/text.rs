@@ -1,22 +1,56 @@
 //! Single values as PostgreSQL reads them: the leaves of a [`crate::convert::Converter`].
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
 use crate::avro::Reader;
 use crate::convert::{Cell, Converter, PointField, ValueError};
 use crate::decimal::write_decimal;
+use crate::temporal::write_date;
 
 /// What Debezium sends for a value that PostgreSQL stored out of line and did not log, because the
 /// update did not change it: *the view keeps what it has*. `unavailable.value.placeholder` by default.
 const PLACEHOLDER: &[u8] = b"__debezium_unavailable_value";
 
-/// The same for arrays of numbers: each byte of the placeholder as an item.
-const PLACEHOLDER_NUMBERS: &[u8] =
-    b"{95,95,100,101,98,101,122,105,117,109,95,117,110,97,118,97,105,108,97,\
-    98,108,101,95,118,97,108,117,101}";
+/// The same for an hstore sent as JSON.
+const PLACEHOLDER_JSON: &[u8] =
+    br#"{"__debezium_unavailable_value":"__debezium_unavailable_value"}"#;
 
 /// The same for arrays of UUIDs: Java's name-based UUID of the placeholder.
-const PLACEHOLDER_UUIDS: &[u8] = b"{\"b68a35a7-17ad-35b3-af2a-ae46edb4545a\"}";
+const PLACEHOLDER_UUID: &[u8] = b"b68a35a7-17ad-35b3-af2a-ae46edb4545a";
+
+/// How an array that was not sent would be written, where its items are no text: Debezium makes an item of
+/// each byte of the placeholder, of whatever those items count.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ArrayPlaceholder(Vec<u8>);
+
+impl ArrayPlaceholder {
+    pub(crate) fn of(item: &Converter) -> Self {
+        let mut array = vec![b'{'];
+        let mut write = |item: &dyn Fn(i32, &mut Vec<u8>)| {
+            for (index, &byte) in PLACEHOLDER.iter().enumerate() {
+                let mut text = vec![];
+                item(i32::from(byte), &mut text);
+                if index > 0 {
+                    array.push(b',');
+                }
+                write_quoted(&text, &mut array);
+            }
+        };
+        match item {
+            Converter::Union(branches) => {
+                let items = branches.iter().find(|branch| **branch != Converter::Null);
+                return items.map_or(Self(vec![]), Self::of);
+            }
+            Converter::Integer => write(&|number, out| put(out, format_args!("{number}"))),
+            Converter::Date => write(&write_date),
+            Converter::Text => write_quoted(PLACEHOLDER_UUID, &mut array),
+            _ => return Self(vec![]),
+        }
+        array.push(b'}');
+        Self(array)
+    }
+}
 
 /// The digits PostgreSQL's `numeric` can hold after the point, and before it.
 const NUMERIC_SCALE: std::ops::RangeInclusive<i32> = -131_072..=16_383;
@@ -26,7 +60,7 @@ pub(crate) fn put(out: &mut Vec<u8>, arguments: std::fmt::Arguments<'_>) {
 }
 
 pub(crate) fn write_text(text: &str, out: &mut Vec<u8>) -> Result<Cell, ValueError> {
-    if text.as_bytes() == PLACEHOLDER {
+    if text.as_bytes() == PLACEHOLDER || text.as_bytes() == PLACEHOLDER_JSON {
         return Ok(Cell::Keep);
     }
     if text.as_bytes().contains(&0) {
@@ -59,6 +93,14 @@ pub(crate) fn write_numeric(
     Ok(())
 }
 
+pub(crate) fn write_numeric_text(text: &str, out: &mut Vec<u8>) -> Result<Cell, ValueError> {
+    match text {
+        "POSITIVE_INFINITY" => write_text("Infinity", out),
+        "NEGATIVE_INFINITY" => write_text("-Infinity", out),
+        text => write_text(text, out),
+    }
+}
+
 /// Rust prints the shortest digits that read back to the same number, as PostgreSQL does.
 pub(crate) fn write_float(value: f64, single: bool, out: &mut Vec<u8>) {
     if value.is_infinite() {
@@ -72,19 +114,39 @@ pub(crate) fn write_float(value: f64, single: bool, out: &mut Vec<u8>) {
     }
 }
 
-/// Debezium's bits are little-endian; PostgreSQL writes the highest bit first. The column's length
-/// decides how many of the padded bits count, so all are written and the cast to `bit(n)` is made on
-/// the right end by the statement.
-pub(crate) fn write_bits(bytes: &[u8], out: &mut Vec<u8>) {
-    for byte in bytes.iter().rev() {
-        put(out, format_args!("{byte:08b}"));
+/// Debezium's bits are little-endian and without the zero bytes at the end; PostgreSQL writes the highest
+/// bit first.
+pub(crate) fn write_bits(bytes: &[u8], length: usize, out: &mut Vec<u8>) -> Result<(), ValueError> {
+    let bit = |index: usize| {
+        let byte = bytes.get(index / 8).copied().unwrap_or(0);
+        byte >> (index % 8) & 1
+    };
+    if (length..bytes.len() * 8).any(|index| bit(index) == 1) {
+        return Err(ValueError::Bits);
     }
+    out.extend((0..length).rev().map(|index| b'0' + bit(index)));
+    Ok(())
 }
 
+/// What Java makes of the driver's infinite dates and timestamps with `time.precision.mode=isostring`: the
+/// dates as streamed and as read in a snapshot.
+const INFINITE: [(&str, &[u8]); 6] = [
+    ("-5877611-06-21Z", b"infinity"),
+    ("-5877611-06-22Z", b"-infinity"),
+    ("+292278994-08-16Z", b"infinity"),
+    ("+292269055-12-02Z", b"-infinity"),
+    ("+294247-01-10T04:00:25.2Z", b"infinity"),
+    ("-290308-12-21T19:59:27.6Z", b"-infinity"),
+];
+
 /// ISO 8601 with Java's signed years to PostgreSQL's eras.
-pub(crate) fn write_iso(text: &str, out: &mut Vec<u8>) -> Result<(), ValueError> {
+pub(crate) fn write_iso(text: &str, out: &mut Vec<u8>) -> Result<Cell, ValueError> {
     if text.as_bytes().contains(&0) {
         return Err(ValueError::Nul);
+    }
+    if let Some((_, infinite)) = INFINITE.iter().find(|(iso, _)| *iso == text) {
+        out.extend_from_slice(infinite);
+        return Ok(Cell::Text);
     }
     let signed = text.strip_prefix('-').and_then(|rest| {
         let (year, rest) = rest.split_once('-')?;
@@ -97,7 +159,7 @@ pub(crate) fn write_iso(text: &str, out: &mut Vec<u8>) -> Result<(), ValueError>
     } else {
         out.extend_from_slice(text.strip_prefix('+').unwrap_or(text).as_bytes());
     }
-    Ok(())
+    Ok(Cell::Text)
 }
 
 pub(crate) fn write_point(
@@ -121,10 +183,11 @@ pub(crate) fn write_point(
     Ok(())
 }
 
-/// Writes PostgreSQL's array syntax. Each of the placeholder's array forms stands for an unchanged array.
+/// Writes PostgreSQL's array syntax, every item quoted. Each of the placeholder's array forms stands for an
+/// unchanged array.
 pub(crate) fn write_array(
     item: &Converter,
-    quoted: bool,
+    placeholder: &ArrayPlaceholder,
     reader: &mut Reader<'_>,
     out: &mut Vec<u8>,
 ) -> Result<Cell, ValueError> {
@@ -146,15 +209,46 @@ pub(crate) fn write_array(
             match item.write(reader, &mut text)? {
                 Cell::Null => out.extend_from_slice(b"NULL"),
                 Cell::Keep | Cell::Absent => kept = true,
-                Cell::Text if quoted => write_quoted(&text, out),
-                Cell::Text => out.extend_from_slice(&text),
+                Cell::Text if is_java_array(&text) => return Err(ValueError::NestedArray),
+                Cell::Text => write_quoted(&text, out),
             }
         }
     }
     out.push(b'}');
-    let array = out.get(start..).unwrap_or_default();
-    kept |= array == PLACEHOLDER_NUMBERS || array == PLACEHOLDER_UUIDS;
+    kept |= out.get(start..).unwrap_or_default() == placeholder.0;
     Ok(if kept { Cell::Keep } else { Cell::Text })
+}
+
+/// What Java prints of an array: `[Ljava.lang.String;@26353367`.
+fn is_java_array(text: &[u8]) -> bool {
+    let class = text.starts_with(b"[Ljava.") || text.starts_with(b"[Lorg.postgresql.");
+    class && text.windows(2).any(|pair| pair == b";@")
+}
+
+/// hstore out of a JSON object of texts.
+pub(crate) fn write_json_pairs(text: &str, out: &mut Vec<u8>) -> Result<Cell, ValueError> {
+    let pairs: Result<BTreeMap<String, Option<String>>, _> = serde_json::from_str(text);
+    let mut item = Vec::new();
+    for (index, (key, value)) in pairs.map_err(|_| ValueError::NotPairs)?.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        item.clear();
+        if write_text(key, &mut item)? == Cell::Keep {
+            return Ok(Cell::Keep);
+        }
+        write_quoted(&item, out);
+        out.extend_from_slice(b"=>");
+        item.clear();
+        match value {
+            None => out.extend_from_slice(b"NULL"),
+            Some(value) => {
+                write_text(value, &mut item)?;
+                write_quoted(&item, out);
+            }
+        }
+    }
+    Ok(Cell::Text)
 }
 
 pub(crate) fn write_pairs(
@@ -163,6 +257,7 @@ pub(crate) fn write_pairs(
     out: &mut Vec<u8>,
 ) -> Result<Cell, ValueError> {
     let mut text = Vec::new();
+    let mut first = true;
     let mut kept = false;
     loop {
         let count = reader.block()?;
@@ -170,7 +265,7 @@ pub(crate) fn write_pairs(
             break;
         }
         for _ in 0..count {
-            if !matches!(out.last(), None | Some(b'{')) {
+            if !std::mem::take(&mut first) {
                 out.push(b',');
             }
             text.clear();

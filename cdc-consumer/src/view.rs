@@ -29,6 +29,9 @@ pub struct ViewSpec {
     /// What to do about a column that a record's schema does not feed.
     #[serde(default)]
     pub absent: Absent,
+    /// What to do about rows that a snapshot of the whole table does not mention.
+    #[serde(default)]
+    pub unmentioned: Unmentioned,
 }
 
 /// A record from before a column was added, or from after it was dropped at the source.
@@ -39,6 +42,17 @@ pub enum Absent {
     #[default]
     Halt,
     /// Leave the column alone: a new row gets its default, an existing row keeps what it has.
+    Keep,
+}
+
+/// A row of the view that a snapshot of the whole source table does not mention.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unmentioned {
+    /// It was deleted while nobody listened: remove it, when the whole snapshot is applied.
+    #[default]
+    Sweep,
+    /// Leave it: the connector's snapshots select only part of the table.
     Keep,
 }
 

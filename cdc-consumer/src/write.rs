@@ -6,7 +6,8 @@ use sqlx::postgres::PgBindIterExt;
 use sqlx::{AssertSqlSafe, Connection, PgTransaction, Row};
 
 use crate::apply::{ApplyError, Care, Outcome, Target};
-use crate::batch::{Action, Entry, ViewBatch};
+use crate::batch::Claim;
+use crate::fold::{Action, Entry, ViewBatch};
 use crate::quarantine::{self, Fault};
 use crate::rows::{CellText, Omitted};
 use crate::sql::Statements;
@@ -35,6 +36,7 @@ pub(crate) struct ViewWork<'a> {
     pub(crate) target: &'a Target,
     pub(crate) index: usize,
     pub(crate) view: &'a ViewBatch,
+    pub(crate) claims: &'a [Claim],
     pub(crate) care: Care,
     pub(crate) faults: Vec<Fault>,
     pub(crate) outcome: Outcome,
@@ -48,7 +50,13 @@ impl ViewWork<'_> {
         tx: &mut PgTransaction<'_>,
         parked: &quarantine::Parked,
     ) -> Result<(), ApplyError> {
+        if let Some(turn) = self.statements().turn.clone()
+            && !self.view.entries().is_empty()
+        {
+            self.plain(tx, turn).await?;
+        }
         if let Some(position) = self.view.truncated_at {
+            self.plain(tx, Arc::clone(&self.statements().lock)).await?;
             for statement in &self.statements().truncate {
                 let statement = sqlx::query(AssertSqlSafe(Arc::clone(statement)));
                 let done =
@@ -65,6 +73,15 @@ impl ViewWork<'_> {
         Ok(())
     }
 
+    async fn plain(
+        &self,
+        tx: &mut PgTransaction<'_>,
+        statement: Arc<str>,
+    ) -> Result<(), ApplyError> {
+        let done = sqlx::query(AssertSqlSafe(statement)).execute(&mut **tx).await;
+        done.map(drop).map_err(|source| self.write_error(source))
+    }
+
     fn statements(&self) -> &Statements {
         // One `Statements` per view, built from the same declaration as the batch.
         self.target.statements.get(self.index).expect("every view has statements")
@@ -76,7 +93,8 @@ impl ViewWork<'_> {
         let mut upserts = Vec::new();
         let mut others: Vec<(Omitted, Vec<Entry>)> = Vec::new();
         for entry in self.view.entries() {
-            if let Some(fault) = parked.fault(self.index, self.view, entry) {
+            let partition = self.claims.get(entry.claim).map(|claim| &claim.partition);
+            if let Some(fault) = parked.fault(self.index, self.view, entry, partition) {
                 self.faults.push(fault);
                 continue;
             }

@@ -13,7 +13,9 @@ use tokio::sync::mpsc::Receiver;
 
 use crate::apply::{self, Applied, ApplyError, Attempt, Care, Target};
 use crate::batch::Batch;
+use crate::config::LimitSettings;
 use crate::database::Database;
+use crate::decode::View;
 use crate::fence;
 use crate::metrics;
 use crate::pipeline::SessionError;
@@ -26,6 +28,48 @@ pub enum Report {
     /// Somebody else owns a partition of the batch.
     Fenced,
     Failed(Box<SessionError>),
+}
+
+/// A writer as the session sees it: the batch being built for it, and the way to hand it over.
+pub(crate) struct WriterLink {
+    pub(crate) batches: Option<tokio::sync::mpsc::Sender<Batch>>,
+    pub(crate) task: tokio::task::JoinHandle<()>,
+    pub(crate) building: Batch,
+    shapes: Vec<(usize, usize)>,
+    pub(crate) under_way: usize,
+}
+
+impl WriterLink {
+    pub(crate) fn new(
+        batches: tokio::sync::mpsc::Sender<Batch>,
+        task: tokio::task::JoinHandle<()>,
+        views: &[View],
+    ) -> Self {
+        let shapes: Vec<_> =
+            views.iter().map(|view| (view.table.key_columns().len(), view.table.width())).collect();
+        let building = Batch::new(shapes.iter().copied());
+        Self { batches: Some(batches), task, building, shapes, under_way: 0 }
+    }
+
+    pub(crate) fn full(&self, limits: &LimitSettings) -> bool {
+        self.building.record_count >= limits.batch_records_max.get()
+            || self.building.byte_count() >= limits.batch_bytes_max.get()
+    }
+
+    /// Hands the batch over if the writer has room for it.
+    pub(crate) fn hand_over(&mut self) {
+        let Some(batches) = self.batches.as_ref().filter(|batches| batches.capacity() > 0) else {
+            return;
+        };
+        if self.building.is_empty() {
+            return;
+        }
+        let batch = std::mem::replace(&mut self.building, Batch::new(self.shapes.iter().copied()));
+        // We are the only sender and saw room. A closed channel means the writer failed; its report says why.
+        if batches.try_send(batch).is_ok() {
+            self.under_way += 1;
+        }
+    }
 }
 
 /// What a writer needs.

@@ -2,10 +2,10 @@
 
 use serde_json::{Value as Json, json};
 
-use crate::harness::World;
 use crate::harness::consumer::Consumer;
 use crate::harness::feed::{Event, Feed};
-use crate::harness::source::{Users, user_feed, user_views};
+use crate::harness::source::{Users, user_feed, user_fields, user_views};
+use crate::harness::{SOON, World};
 
 /// Starts a consumer of `create`d table `thing` sends one row, and returns the error that ends it.
 async fn refused(create: &str, fields: &Json, key: &[&str], row: Json) -> String {
@@ -121,4 +121,52 @@ async fn changes_without_a_key_are_refused() {
     world.send(&feed.topic, vec![message]).await;
     let error = consumer.failure().await;
     assert!(error.contains("has no record key: the source table has no primary key"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_migration_of_a_views_table_is_picked_up_without_a_restart() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    let views = format!("{}absent = 'keep'\n", user_views(&feed.topic));
+    let consumer = Consumer::start(&world, &views, &[]);
+    feed.send(&world, &users.puts(1..=3)).await;
+    world.drained(&feed.topic, 1).await;
+
+    // The view gets its column first, then the source: with it comes a new schema.
+    world.sql("alter table views_1.user_view add column phone text").await;
+    let mut fields = user_fields();
+    fields.as_array_mut().expect("a list").push(json!({"name": "phone", "type": "string"}));
+    let newer = Feed::on(&world, &feed.topic, &fields, &["id"]).await;
+    let mut event = users.put(2);
+    event.row["phone"] = json!("02-123-4567");
+    newer.send(&world, &[event]).await;
+    world.drained(&feed.topic, 1).await;
+    let phones = "select string_agg(coalesce(phone, '-'), ' ' order by user_id) from user_view";
+    assert_eq!(world.text(phones).await, "- 02-123-4567 -");
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_column_added_for_a_field_that_was_ignored_is_fed_soon_after() {
+    let world = World::new().await;
+    let mut fields = user_fields();
+    fields.as_array_mut().expect("a list").push(json!({"name": "phone", "type": "string"}));
+    let feed = Feed::new(&world, 1, &fields, &["id"]).await;
+    let mut users = Users::default();
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    let mut call = async || {
+        let mut event = users.put(1);
+        event.row["phone"] = json!("02-123-4567");
+        feed.send(&world, &[event]).await;
+        world.drained(&feed.topic, 1).await;
+    };
+    call().await;
+    world.sql("alter table views_1.user_view add column phone text").await;
+    let deadline = std::time::Instant::now() + SOON;
+    while world.text("select coalesce(phone, '-') from user_view").await == "-" {
+        assert!(std::time::Instant::now() < deadline, "the column is still not fed");
+        call().await;
+    }
+    consumer.stop().await;
 }

@@ -6,14 +6,21 @@
 mod harness;
 
 mod commits;
+mod deadlocks;
 mod declarations;
 mod epochs;
+mod fence;
 mod histories;
+mod hostile;
 mod keys;
 mod lifecycle;
 mod offsets;
 mod owners;
 mod poison;
+mod positions;
 mod registry;
 mod replay;
+mod snapshots;
 mod toast;
+mod types;
+mod verify;

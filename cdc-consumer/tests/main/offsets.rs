@@ -5,10 +5,11 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
-use crate::harness::consumer::{Consumer, total};
+use crate::harness::consumer::{Consumer, Process, total};
 use crate::harness::feed::{Feed, Message};
 use crate::harness::source::{Users, user_feed, user_fields, user_views};
 use crate::harness::{SOON, World, wait_until};
+use crate::replay::offsets_reset;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn records_that_retention_removed_halt_the_consumer() {
@@ -26,6 +27,24 @@ async fn records_that_retention_removed_halt_the_consumer() {
     let error = Consumer::start(&world, &views, &[]).failure().await;
     assert!(error.contains("the next record to apply is 10"), "{error}");
     assert!(error.contains("the broker's first is 17: 7 records are gone"), "{error}");
+    assert_eq!(world.next_offset(&feed.topic, 0).await, "10", "nothing was skipped");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_retention_removes_under_a_frozen_consumer_halt_it() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    let process = Process::start(&world, &user_views(&feed.topic), 1, &[]);
+    feed.send(&world, &users.puts(1..=10)).await;
+    world.drained(&feed.topic, 1).await;
+    process.signal("STOP");
+    // The fetch that waits at the broker ends without a record: time is its condition.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    feed.send(&world, &users.puts(5..=20)).await;
+    world.delete_records(&feed.topic, 0, 17).await;
+    process.signal("CONT");
+    process.says("the broker no longer has the next record").await;
     assert_eq!(world.next_offset(&feed.topic, 0).await, "10", "nothing was skipped");
 }
 
@@ -59,6 +78,66 @@ async fn a_topic_recreated_with_fewer_records_halts_the_consumer() {
     let error = Consumer::start(&world, &views, &[]).failure().await;
     assert!(error.contains("the next record to apply is 10"), "{error}");
     assert!(error.contains("the broker's log ends at 3"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_recreated_with_more_records_halts_the_consumer() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let views = user_views(&feed.topic);
+    let mut users = Users::default();
+    let consumer = Consumer::start(&world, &views, &[]);
+    feed.send(&world, &users.puts(1..=10)).await;
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    world.delete_topic(&feed.topic).await;
+    world.create_topic(&feed.topic, 1, &[]).await;
+    feed.send(&world, &users.puts(1..=30)).await;
+
+    let error = Consumer::start(&world, &views, &[]).failure().await;
+    assert!(error.contains("the log has another record at offset 9"), "{error}");
+    assert_eq!(world.next_offset(&feed.topic, 0).await, "10", "nothing of it was applied");
+
+    // What the message tells an operator to do.
+    let arguments = ["--topic", &feed.topic, "--new-log", "--execute"];
+    offsets_reset(&world, &arguments).await.expect("a reset");
+    let consumer = Consumer::start(&world, &views, &[]);
+    world.shows("user_view", &users.as_view()).await;
+    world.drained(&feed.topic, 1).await;
+    assert_eq!(total(&consumer.stop().await), 30);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_recreated_under_a_running_consumer_is_no_continuation() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let views = user_views(&feed.topic);
+    let mut users = Users::default();
+    let consumer = Consumer::start(&world, &views, &[]);
+    feed.send(&world, &users.puts(1..=10)).await;
+    world.drained(&feed.topic, 1).await;
+    world.delete_topic(&feed.topic).await;
+    world.create_topic(&feed.topic, 1, &[]).await;
+    feed.send(&world, &users.puts(1..=30)).await;
+
+    let error = consumer.failure().await;
+    assert!(error.contains("cdc-consumer offsets reset"), "it says what to do: {error}");
+    assert_eq!(world.next_offset(&feed.topic, 0).await, "10", "nothing of it was applied");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_record_read_last_is_read_again_and_applied_once() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let views = user_views(&feed.topic);
+    let mut users = Users::default();
+    for round in 0..3 {
+        let consumer = Consumer::start(&world, &views, &[]);
+        feed.send(&world, &users.puts(round..round + 10)).await;
+        world.drained(&feed.topic, 1).await;
+        assert_eq!(total(&consumer.stop().await), 10);
+    }
+    world.shows("user_view", &users.as_view()).await;
 }
 
 /// Sends records in one transaction and ends it as told.

@@ -97,6 +97,36 @@ async fn a_batch_that_arrives_after_its_partitions_moved_is_held_back() {
     consumer.stop().await;
 }
 
+/// Whoever is asked for partitions while a batch hangs ends its session. The rebalance it did not carry
+/// out must not keep it from closing and joining anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_cannot_give_its_partitions_up_joins_anew() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let views = user_views(&feed.topic);
+    let proxy = Proxy::to(&world.database_address()).await;
+    let url = format!("--consumer-database-url={}", world.consumer_url(&proxy.address.to_string()));
+    let mut users = Users::default();
+    let member = Process::start(&world, &views, 1, &["--writers=1", &url]);
+    feed.send(&world, &users.puts(1..=20)).await;
+    world.drained(&feed.topic, 2).await;
+
+    proxy.set(Mode::HoldBegin);
+    feed.send(&world, &users.puts(1..=20)).await;
+    wait_until("the batch to be held", SOON, || async {
+        if proxy.holds() { Ok(()) } else { Err("nothing arrived".to_owned()) }
+    })
+    .await;
+    let other = Consumer::start(&world, &views, &[]);
+    member.says("cannot go on").await;
+    proxy.set(Mode::Forward);
+    other.stop().await;
+
+    feed.send(&world, &users.puts(10..=30)).await;
+    applied_by_another(&world, &feed, &users).await;
+    world.counts_are_right().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_consumer_is_replaced() {
     let world = World::new().await;

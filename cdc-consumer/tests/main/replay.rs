@@ -23,7 +23,7 @@ async fn history(world: &World, partitions: i32) -> (Feed, Users, Vec<Event>) {
 }
 
 /// `cdc-consumer offsets reset` with these arguments; returns what it printed.
-async fn offsets_reset(world: &World, arguments: &[&str]) -> anyhow::Result<String> {
+pub(crate) async fn offsets_reset(world: &World, arguments: &[&str]) -> anyhow::Result<String> {
     let database =
         format!("--consumer-database-url={}", world.consumer_url(&world.database_address()));
     let brokers = format!("--kafka-brokers={}", world.brokers);
@@ -88,6 +88,25 @@ async fn kafkas_own_reset_of_a_stopped_group_is_honoured_once() {
     world.drained(&feed.topic, 2).await;
     let third = consumer.stop().await;
     assert_eq!((total(&third), third.ignored), (1, 1), "{third:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_offset_with_our_mark_is_no_order() {
+    let world = World::new().await;
+    let (feed, mut users, _) = history(&world, 1).await;
+    let views = user_views(&feed.topic);
+    let consumer = Consumer::start(&world, &views, &[]);
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    // What a consumer leaves that dies before it tells the broker of its last batches.
+    world.commit_group(&feed.topic, 1, 3, "cdc-consumer").await;
+    let consumer = Consumer::start(&world, &views, &[]);
+    consumer.joined().await;
+    feed.send(&world, &[users.put(2)]).await;
+    world.shows("user_view", &users.as_view()).await;
+    world.drained(&feed.topic, 1).await;
+    let outcome = consumer.stop().await;
+    assert_eq!(total(&outcome), 1, "the database knows better: {outcome:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -87,7 +87,7 @@ async fn a_value_not_sent_is_kept_through_a_fold_and_a_replay() {
     feed.send(&world, &events).await;
     for batch in ["--batch-records-max=4000", "--batch-records-max=1"] {
         let consumer = Consumer::start(&world, &views, &[batch]);
-        world.drained(&feed.topic, 1).await;
+        consumer.counted(events.len() as u64).await;
         world.shows("document", &[shown(1, "three")]).await;
         assert_eq!(world.dead_letters().await, Vec::<String>::new());
         consumer.stop().await;

@@ -13,6 +13,7 @@ mod rebalance;
 mod refusals;
 mod replay;
 mod scenarios;
+mod slots;
 
 mod consumer;
 mod http;

@@ -19,7 +19,12 @@ impl System {
     pub(crate) async fn views_equal(&self, deadline: Duration) -> Duration {
         let started = Instant::now();
         until("the views equal the source tables", deadline, async || {
-            self.compare().await.map_err(|error| error.to_string())?
+            let Err(difference) = self.compare().await.map_err(|error| error.to_string())? else {
+                return Ok(());
+            };
+            // A connector that gave up would leave just such a difference.
+            let connectors = self.connectors().await.err();
+            Err(connectors.map_or(difference.clone(), |state| format!("{difference}; {state}")))
         })
         .await;
         started.elapsed()

@@ -117,7 +117,7 @@ impl System {
 }
 
 #[expect(clippy::disallowed_methods, reason = "tests take the addresses from outside")]
-fn setting(name: &str) -> String {
+pub(crate) fn setting(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| {
         panic!("{name} is not set; run ./dev test, or eval \"$(./dev env)\" first")
     })

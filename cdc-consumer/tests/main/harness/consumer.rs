@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use cdc_consumer::apply::Outcome;
@@ -21,6 +22,7 @@ use super::{SOON, World, wait_until};
 pub(crate) struct Consumer {
     pub(crate) board: Board,
     shutdown: CancellationToken,
+    error: Arc<OnceLock<String>>,
     task: Option<JoinHandle<Result<(), SessionError>>>,
 }
 
@@ -33,9 +35,16 @@ impl Consumer {
         board.readiness.block("session", "joining the consumer group");
         let shutdown = CancellationToken::new();
         let (ours, token) = (board.clone(), shutdown.clone());
-        let task =
-            tokio::spawn(async move { pipeline::run(&settings, &specs, &ours, &token).await });
-        Self { board, shutdown, task: Some(task) }
+        let error = Arc::new(OnceLock::new());
+        let said = Arc::clone(&error);
+        let task = tokio::spawn(async move {
+            let ended = pipeline::run(&settings, &specs, &ours, &token).await;
+            if let Err(error) = &ended {
+                said.get_or_init(|| service::telemetry::chain(error).to_string());
+            }
+            ended
+        });
+        Self { board, shutdown, error, task: Some(task) }
     }
 
     /// Ends it in order. Returns what its records of the first view became.
@@ -54,9 +63,27 @@ impl Consumer {
         service::telemetry::chain(&error).to_string()
     }
 
+    /// What it says of itself; fails when it has ended.
+    pub(crate) fn state(&self) -> String {
+        let status = self.board.status();
+        if let Some(error) = self.error.get() {
+            panic!("it ended: {error}");
+        }
+        format!("{status:?}")
+    }
+
     /// What the records of the first view became so far.
     pub(crate) fn outcome(&self) -> Outcome {
         self.board.status().views.first().map(|view| view.records).unwrap_or_default()
+    }
+
+    /// Waits until it has counted this many records. Offsets stored before a reset say nothing.
+    pub(crate) async fn counted(&self, records: u64) {
+        wait_until(&format!("{records} records"), SOON * 2, || async {
+            let outcome = self.outcome();
+            if total(&outcome) >= records { Ok(()) } else { Err(format!("{outcome:?}")) }
+        })
+        .await;
     }
 
     /// Waits until it has at least one partition.

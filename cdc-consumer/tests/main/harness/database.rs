@@ -149,7 +149,8 @@ impl World {
                          over (partition by user_id order by id
                                rows between unbounded preceding and 1 preceding) as before
                      from audit) a
-                 where new_epoch::text || '/' || lpad(new_lsn::text, 20, '0') < before limit 5",
+                 where new_epoch::text || '/' || lpad(new_lsn::text, 20, '0') < before
+                     or (new_epoch, new_lsn) < (old_epoch, old_lsn) limit 5",
             )
             .await;
         assert!(wrong.is_empty(), "rows went back: {wrong:?}");

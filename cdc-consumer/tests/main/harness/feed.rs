@@ -56,24 +56,34 @@ impl Feed {
 
     /// The same for a topic that is there.
     pub(crate) async fn on(world: &World, topic: &str, fields: &Json, key: &[&str]) -> Self {
-        let all = fields.as_array().expect("a list of fields").iter();
-        let in_key = |field: &&Json| key.contains(&field["name"].as_str().expect("a name"));
-        let key_fields: Vec<&Json> = all.filter(in_key).collect();
-        let namespace = "test_service.public.things";
-        let key_schema = json!({"type": "record", "name": "Key", "namespace": namespace,
-            "fields": key_fields, "connect.name": format!("{namespace}.Key")});
+        let key_schema = world.register(&format!("{topic}-key"), key_schema(fields, key)).await;
+        let value_schema = world.register(&format!("{topic}-value"), envelope(fields)).await;
+        Self::with(topic, key_schema, value_schema, key)
+    }
+
+    /// The same without servers: no registry knows the ids, which are 1 for keys and 2 for values.
+    pub(crate) fn alone(fields: &Json, key: &[&str]) -> Self {
+        let key_schema = Schema::new(1, key_schema(fields, key));
+        Self::with("alone", key_schema, Schema::new(2, envelope(fields)), key)
+    }
+
+    fn with(topic: &str, key_schema: Schema, value_schema: Schema, key: &[&str]) -> Self {
         Self {
             topic: topic.to_owned(),
-            key: world.register(&format!("{topic}-key"), key_schema).await,
-            value: world.register(&format!("{topic}-value"), envelope(namespace, fields)).await,
+            key: key_schema,
+            value: value_schema,
             key_fields: key.iter().map(|&name| name.to_owned()).collect(),
         }
     }
 
     /// The record of a change.
     pub(crate) fn message(&self, event: &Event) -> Message {
+        self.message_at(event, now_micros())
+    }
+
+    /// The same, of a change committed at this time (microseconds from 1970).
+    pub(crate) fn message_at(&self, event: &Event, micros: i64) -> Message {
         let snapshot_read = event.snapshot == "incremental";
-        let micros = now_micros();
         let upsert = matches!(event.op, "c" | "u" | "r");
         let value = json!({
             "before": Json::Null,
@@ -111,8 +121,19 @@ impl Feed {
     }
 }
 
+const NAMESPACE: &str = "test_service.public.things";
+
+fn key_schema(fields: &Json, key: &[&str]) -> Json {
+    let all = fields.as_array().expect("a list of fields").iter();
+    let in_key = |field: &&Json| key.contains(&field["name"].as_str().expect("a name"));
+    let key_fields: Vec<&Json> = all.filter(in_key).collect();
+    json!({"type": "record", "name": "Key", "namespace": NAMESPACE,
+        "fields": key_fields, "connect.name": format!("{NAMESPACE}.Key")})
+}
+
 /// The schema Debezium registers, with the fields of this row.
-fn envelope(namespace: &str, fields: &Json) -> Json {
+fn envelope(fields: &Json) -> Json {
+    let namespace = NAMESPACE;
     let optional =
         |name: &str, kind: &str| json!({"name": name, "type": ["null", kind], "default": null});
     let value = json!({"type": "record", "name": "Value", "fields": fields,

@@ -100,9 +100,21 @@ impl World {
 
     /// What `kafka-consumer-groups --reset-offsets --execute` does: an offset with empty metadata.
     pub(crate) async fn reset_group(&self, topic: &str, partitions: i32, offset: i64) {
+        self.commit_group(topic, partitions, offset, "").await;
+    }
+
+    /// Commits an offset for the group, with metadata.
+    pub(crate) async fn commit_group(
+        &self,
+        topic: &str,
+        partitions: i32,
+        offset: i64,
+        metadata: &str,
+    ) {
         let mut list = TopicPartitionList::new();
         for partition in 0..partitions {
             list.add_partition_offset(topic, partition, Offset::Offset(offset)).expect("an offset");
+            list.find_partition(topic, partition).expect("just added").set_metadata(metadata);
         }
         wait_until("the group to take the offset", SOON, || async {
             let (client, list) = (self.client(&self.name), list.clone());

@@ -1,6 +1,7 @@
 //! What every test stands on: a world of its own, and waiting for conditions.
 
 pub(crate) mod avro;
+pub(crate) mod connector;
 pub(crate) mod consumer;
 pub(crate) mod database;
 pub(crate) mod feed;

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use cdc_consumer::batch::{Action, Batch, Entry, ViewBatch};
+use cdc_consumer::batch::Batch;
+use cdc_consumer::fold::{Action, Entry, ViewBatch};
 use cdc_consumer::offsets::{Partition, Progress, SourcePosition};
 use cdc_consumer::rows::CellText;
 

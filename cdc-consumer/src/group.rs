@@ -1,0 +1,158 @@
+//! What librdkafka calls back: rebalances, statistics, errors, its log. Decides nothing; it notes down what
+//! the session has to act on between two records.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rdkafka::TopicPartitionList;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::KafkaError;
+use rdkafka::statistics::Statistics;
+use rdkafka::types::RDKafkaRespErr;
+
+use crate::board::Board;
+use crate::offsets::Partition;
+use crate::source::names_no_topic;
+
+/// A change of our partitions, to be carried out by the pipeline between two records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rebalance {
+    Assign(Vec<Partition>),
+    Revoke(Vec<Partition>),
+}
+
+/// One membership's context.
+pub struct Group {
+    board: Board,
+    state: Mutex<GroupState>,
+    /// Whether [`GroupState::recreated`] names a topic: asked for every record.
+    recreated: AtomicBool,
+}
+
+#[derive(Default)]
+struct GroupState {
+    rebalances: Vec<Rebalance>,
+    /// Nobody is left to carry out a rebalance: follow librdkafka's default.
+    closing: bool,
+    /// A topic that was deleted and made again while we read it.
+    recreated: Option<String>,
+}
+
+impl Group {
+    pub fn new(board: Board) -> Self {
+        Self { board, state: Mutex::default(), recreated: AtomicBool::new(false) }
+    }
+
+    /// Rebalances since the last call, oldest first.
+    pub fn rebalances(&self) -> Vec<Rebalance> {
+        std::mem::take(&mut self.state().rebalances)
+    }
+
+    /// The topic that is another one than when we began to read it, if there is one. Known before its
+    /// first record arrives: librdkafka fetches by topic id, and logs the new id when it learns it.
+    pub fn recreated(&self) -> Option<String> {
+        if !self.recreated.load(Ordering::Acquire) {
+            return None;
+        }
+        self.state().recreated.clone()
+    }
+
+    /// From now on partitions are given up without asking the pipeline.
+    pub fn close(&self) {
+        self.state().closing = true;
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, GroupState> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl ClientContext for Group {
+    fn stats(&self, statistics: Statistics) {
+        for (topic, statistics) in &statistics.topics {
+            for (number, partition) in &statistics.partitions {
+                if *number >= 0 && partition.hi_offset >= 0 {
+                    self.board.high_offset(topic, *number, partition.hi_offset);
+                }
+            }
+        }
+    }
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if let Some(topic) = recreated_topic(message) {
+            self.state().recreated = Some(topic.to_owned());
+            self.recreated.store(true, Ordering::Release);
+        }
+        if level as i32 <= RDKafkaLogLevel::Warning as i32 {
+            tracing::warn!(target: "librdkafka", facility, "{message}");
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        if names_no_topic(&error) {
+            return; // `poll` reports it too, and the pipeline says which topic
+        }
+        self.board.broker_trouble(&error, reason);
+    }
+}
+
+impl ConsumerContext for Group {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        event: RDKafkaRespErr,
+        partitions: &mut TopicPartitionList,
+    ) {
+        let mut state = self.state();
+        let listed = owned(partitions);
+        match event {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS if !state.closing => {
+                state.rebalances.push(Rebalance::Assign(listed));
+            }
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS if !state.closing => {
+                state.rebalances.push(Rebalance::Revoke(listed));
+            }
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
+                if let Err(error) = consumer.incremental_unassign(partitions) {
+                    tracing::debug!(error = %error, "could not give up partitions while closing");
+                }
+            }
+            other => tracing::debug!(event = ?other, "rebalance event without partitions"),
+        }
+    }
+}
+
+fn owned(partitions: &TopicPartitionList) -> Vec<Partition> {
+    let elements = partitions.elements();
+    elements
+        .iter()
+        .map(|element| Partition { topic: element.topic().to_owned(), number: element.partition() })
+        .collect()
+}
+
+/// The topic named by the log line about a topic whose id changed. librdkafka itself goes on with the new
+/// topic at the old offset.
+fn recreated_topic(message: &str) -> Option<&str> {
+    /// How librdkafka writes the id of a topic it has not met before.
+    const NO_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
+    let (_, line) = message.split_once("Topic ")?;
+    let (topic, ids) = line.split_once(" changed id from ")?;
+    (!ids.starts_with(NO_ID)).then_some(topic)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_made_again_is_known_by_its_id() {
+        let line = |from: &str| {
+            format!("[thrd:main]: Topic users changed id from {from} to Xq2nVZJmQ5-8e0wYw2n4Wg")
+        };
+        assert_eq!(recreated_topic(&line("3hKq9vVYQ0CwW1s3bTn1uA")), Some("users"));
+        assert_eq!(recreated_topic(&line("AAAAAAAAAAAAAAAAAAAAAA")), None, "its first id");
+        assert_eq!(recreated_topic("[thrd:main]: Topic users [0] Leader 1 Epoch 0"), None);
+    }
+}

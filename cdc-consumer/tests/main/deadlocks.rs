@@ -1,0 +1,133 @@
+//! Writers side by side wait for each other at most; they never wait in a circle. PostgreSQL counts.
+
+use serde_json::json;
+
+use crate::harness::World;
+use crate::harness::consumer::Consumer;
+use crate::harness::feed::{Event, Feed};
+use crate::harness::source::{Users, user_feed, user_views};
+
+/// How many deadlocks PostgreSQL had to break in this world's database. The sessions that met one have
+/// reported it before it is read: they are gone.
+async fn deadlocks(world: &World) -> String {
+    world.sql("select pg_stat_force_next_flush()").await;
+    world.text("select deadlocks from pg_stat_database where datname = current_database()").await
+}
+
+fn post(id: i64) -> serde_json::Value {
+    json!({"id": id, "title": "제목", "author_id": id % 20, "created_at": "2024-05-01T10:00:00Z"})
+}
+
+/// A feed of `posts`, as far as `post_view` needs it.
+async fn post_feed(world: &World, partitions: i32) -> Feed {
+    let fields = json!([
+        {"name": "id", "type": "long"}, {"name": "title", "type": "string"},
+        {"name": "author_id", "type": "long"},
+        {"name": "created_at",
+         "type": {"type": "string", "connect.name": "io.debezium.time.ZonedTimestamp"}},
+    ]);
+    Feed::new(world, partitions, &fields, &["id"]).await
+}
+
+/// The partitions of users and posts with equal numbers go to different consumers as often as to the
+/// same one. All of them count the same few departments, delete and insert in one batch, and the
+/// service inserts posts beside them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn consumers_that_count_the_same_departments_never_deadlock() {
+    let world = World::new().await;
+    let (users_feed, posts_feed) = (user_feed(&world, 4).await, post_feed(&world, 4).await);
+    let views = format!(
+        "{}[[view]]\ntopic = '{}'\ntable = 'post_view'\nkey = {{ id = 'post_id' }}\n",
+        user_views(&users_feed.topic),
+        posts_feed.topic
+    );
+    let options = ["--batch-records-max=500", "--writers=1"];
+    let consumers: Vec<_> = (0..3).map(|_| Consumer::start(&world, &views, &options)).collect();
+    for consumer in &consumers {
+        consumer.joined().await;
+    }
+    let mut users = Users::default();
+    for round in 0..40 {
+        users_feed.send(&world, &users.puts(1..=400)).await;
+        let gone: Vec<_> = (1..=400).filter(|id| (id + round) % 3 == 0).collect();
+        let deletes: Vec<_> = gone.into_iter().map(|id| users.delete(id)).collect();
+        users_feed.send(&world, &deletes).await;
+        let posts: Vec<_> =
+            (1..=100).map(|id| Event::new("c", round * 100 + id, post(id))).collect();
+        posts_feed.send(&world, &posts).await;
+    }
+    world.shows("user_view", &users.as_view()).await;
+    world.drained(&users_feed.topic, 4).await;
+    world.drained(&posts_feed.topic, 4).await;
+    for consumer in consumers {
+        consumer.stop().await;
+    }
+    world.counts_are_right().await;
+    assert_eq!(deadlocks(&world).await, "0");
+}
+
+const KEYS: i64 = 401;
+const LSN_MAX: i64 = 40_000;
+
+/// `key-007` with another letter in capitals for each partition, as if hashed by its bytes.
+fn spelling(number: i64, partition: i64) -> String {
+    let capitals = ["key", "Key", "kEy", "keY"];
+    let prefix = usize::try_from(partition).ok().and_then(|at| capitals.get(at));
+    format!("{}-{number:03}", prefix.expect("four partitions"))
+}
+
+/// A spelling each per partition: the four writers' batches name the same rows in different order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_of_keys_that_only_postgresql_finds_equal_never_deadlock() {
+    let world = World::new().await;
+    world.sql("create extension if not exists citext with schema public").await;
+    world.view("create table loose (k public.citext primary key, value text)", "loose").await;
+    let fields = json!([{"name": "k", "type": "string"},
+        {"name": "value", "type": ["null", "string"]}]);
+    let feed = Feed::new(&world, 4, &fields, &["k"]).await;
+    let views = format!("[[view]]\ntopic = '{}'\ntable = 'loose'\n", feed.topic);
+    let mut messages = Vec::new();
+    let mut last = Vec::new();
+    // Each partition meets each key, as 401 and 4 have no common divisor.
+    for lsn in 1..=LSN_MAX {
+        let row = json!({"k": spelling(lsn % KEYS, lsn % 4), "value": format!("v{lsn}")});
+        let is_last = lsn > LSN_MAX - KEYS;
+        let op = if !is_last && (lsn / KEYS) % 3 == 2 { "d" } else { "u" };
+        if is_last {
+            last.push(row.clone());
+        }
+        let partition = i32::try_from(lsn % 4).expect("small");
+        messages.push(feed.message(&Event::new(op, lsn, row)).to(partition));
+    }
+    world.send(&feed.topic, messages).await;
+    let options = ["--batch-records-max=300", "--writers=4"];
+    let consumer = Consumer::start(&world, &views, &options);
+    world.drained(&feed.topic, 4).await;
+    world.shows("loose", &last).await;
+    consumer.stop().await;
+    assert_eq!(deadlocks(&world).await, "0");
+}
+
+/// A TRUNCATE removes rows of every partition, also those that other writers are just adding, in the
+/// order in which they lie in the table.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_truncate_beside_other_writers_leaves_nothing_before_it() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 4).await;
+    let views = user_views(&feed.topic);
+    let mut users = Users::default();
+    for round in 0..40 {
+        // From the last to the first: the table's order is not the key's.
+        feed.send(&world, &users.puts((1..=200).rev())).await;
+        let truncate = users.truncate();
+        world.send(&feed.topic, vec![feed.message(&truncate).to(round % 4)]).await;
+    }
+    feed.send(&world, &users.puts(1..=50)).await;
+    let options = ["--batch-records-max=60", "--writers=4"];
+    let consumer = Consumer::start(&world, &views, &options);
+    world.drained(&feed.topic, 4).await;
+    world.shows("user_view", &users.as_view()).await;
+    consumer.stop().await;
+    world.counts_are_right().await;
+    assert_eq!(deadlocks(&world).await, "0");
+}
