@@ -1,0 +1,126 @@
+//! What one may type after `./dev bench`.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Measures cdc-consumer on the real servers. Nothing counts before its rows equal the source's.
+#[derive(Debug, Parser)]
+#[command(
+    name = "./dev bench",
+    bin_name = "./dev bench",
+    max_term_width = 100,
+    after_help = "Exit codes: 0 all rows of the consumer are right; 1 they differ from the source; 2 it \
+                  could not be measured."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Random changes through Debezium into our table and into the Debezium JDBC sink's: the final
+    /// rows of source, consumer and sink, compared row for row
+    Agree(AgreeOptions),
+    /// How fast a full topic is applied: the consumer, the JDBC sink, SQL alone, COPY
+    Drain(DrainOptions),
+    /// Criterion measures the decoding of real envelopes: ours, and into apache-avro's values
+    Decode(DecodeOptions),
+    /// Draw results of `drain` as SVG, each beside its JSON file
+    Plot(PlotOptions),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AgreeOptions {
+    /// Changes to make at the source
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) changes: u64,
+
+    /// Seed of the changes; printed, so that a run can be repeated [default: random]
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrainOptions {
+    /// Changes in the topic. A topic that an earlier run filled is used again
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) events: u64,
+
+    /// How often each contestant runs; they take turns
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) repeat: u32,
+
+    /// What the changes are
+    #[arg(long, value_enum, default_value_t = Mix::Mixed)]
+    pub(crate) mix: Mix,
+
+    /// Seed of the changes
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+
+    /// Run these contestants only
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub(crate) only: Vec<crate::contest::Contestant>,
+
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DecodeOptions {
+    /// Records to decode again and again
+    #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) records: u64,
+
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlotOptions {
+    /// JSON files that `drain` wrote
+    #[arg(required = true)]
+    pub(crate) files: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Output {
+    /// Print the result as JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Where the JSON goes as well [default: bench/ in cargo's target directory]
+    #[arg(long)]
+    pub(crate) out: Option<PathBuf>,
+}
+
+/// What the changes of a topic are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Mix {
+    /// 70 % create, 25 % update, 5 % delete, of keys taken evenly
+    Mixed,
+    /// Creates only
+    Insert,
+    /// A fifth creates, then updates of keys taken evenly
+    Update,
+    /// Any operation that the row's state allows, on hot keys and cold ones
+    #[value(skip)]
+    Random,
+}
+
+/// Results go to standard output. A closed pipe is not our failure.
+pub(crate) fn print(text: &str) {
+    writeln!(std::io::stdout(), "{text}").ok();
+}
+
+/// The error and its causes to standard error.
+pub(crate) fn complain(error: &anyhow::Error) {
+    writeln!(std::io::stderr(), "./dev bench: {error:#}").ok();
+}

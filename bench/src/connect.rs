@@ -1,0 +1,102 @@
+//! Connectors, through Connect's REST interface.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use reqwest::{Client, Method, StatusCode};
+use serde_json::Value as Json;
+
+use crate::servers::Servers;
+
+/// For a connector to begin its work.
+const START_MAX: Duration = Duration::from_mins(2);
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A registered connector. Say [`Connector::remove`] in the end: it has no other.
+pub(crate) struct Connector {
+    url: String,
+    client: Client,
+    pub(crate) name: String,
+}
+
+impl Connector {
+    /// Removes what runs that were broken off left behind.
+    pub(crate) async fn remove_all(servers: &Servers, prefix: &str) -> anyhow::Result<()> {
+        let names: Vec<String> =
+            reqwest::get(format!("{}/connectors", servers.connect)).await?.json().await?;
+        for name in names.iter().filter(|name| name.starts_with(prefix)) {
+            Self::named(servers, name).remove().await?;
+        }
+        Ok(())
+    }
+
+    fn named(servers: &Servers, name: &str) -> Self {
+        let url = format!("{}/connectors/{name}", servers.connect);
+        Self { url, client: Client::new(), name: name.to_owned() }
+    }
+
+    /// Registers it and waits until all its tasks run.
+    pub(crate) async fn start(
+        servers: &Servers,
+        name: &str,
+        config: &Json,
+    ) -> anyhow::Result<Self> {
+        let connector = Self::named(servers, name);
+        let tasks = config["tasks.max"].as_str().and_then(|count| count.parse().ok()).unwrap_or(1);
+        let deadline = Instant::now() + START_MAX;
+        loop {
+            let request = connector.client.put(format!("{}/config", connector.url)).json(config);
+            let response = request.send().await.context("Kafka Connect does not answer")?;
+            match response.status() {
+                status if status.is_success() => break,
+                // The worker is busy with another change.
+                StatusCode::CONFLICT if Instant::now() < deadline => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                _ => bail!("Kafka Connect refused {name}: {}", response.text().await?),
+            }
+        }
+        while connector.running_tasks().await? < tasks {
+            if Instant::now() > deadline {
+                bail!("{name} does not run within {START_MAX:?}: {}", connector.status().await?);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(connector)
+    }
+
+    /// How many tasks run; fails with the trace of one that failed.
+    pub(crate) async fn running_tasks(&self) -> anyhow::Result<usize> {
+        let status = self.status().await?;
+        let tasks = status["tasks"].as_array().cloned().unwrap_or_default();
+        if let Some(failed) = tasks.iter().find(|task| task["state"] == "FAILED") {
+            bail!("{} failed: {}", self.name, failed["trace"].as_str().unwrap_or_default());
+        }
+        Ok(tasks.iter().filter(|task| task["state"] == "RUNNING").count())
+    }
+
+    async fn status(&self) -> anyhow::Result<Json> {
+        // 404: not all of Connect knows of it yet.
+        let response = self.client.get(format!("{}/status", self.url)).send().await?;
+        Ok(response.json().await?)
+    }
+
+    /// Takes it away and waits until it is gone.
+    pub(crate) async fn remove(self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + START_MAX;
+        let mut method = Method::DELETE;
+        loop {
+            let response = self.client.request(method.clone(), &self.url).send().await?;
+            match response.status() {
+                StatusCode::NOT_FOUND => return Ok(()),
+                status if status.is_success() => method = Method::GET,
+                StatusCode::CONFLICT => {}
+                _ => bail!("{} cannot be removed: {}", self.name, response.text().await?),
+            }
+            if Instant::now() > deadline {
+                bail!("{} is not gone within {START_MAX:?}", self.name);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! `bench`: see `--help`. Started by `./dev bench`, which brings the servers up first.
+
+mod agree;
+mod cli;
+mod connect;
+mod contest;
+mod copy;
+mod decode;
+mod drain;
+mod figures;
+mod jdbc;
+mod library;
+mod operations;
+mod ours;
+mod plot;
+mod process;
+mod replay;
+mod report;
+mod servers;
+mod source;
+mod target;
+mod topic;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Verb};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let outcome = match Cli::parse().verb {
+        Verb::Agree(options) => agree::run(&options).await,
+        Verb::Drain(options) => drain::run(&options).await,
+        Verb::Decode(options) => decode::run(&options).await,
+        Verb::Plot(options) => plot::run(&options),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            cli::complain(&error);
+            ExitCode::from(2)
+        }
+    }
+}

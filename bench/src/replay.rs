@@ -1,0 +1,234 @@
+//! SQL alone: the batches the consumer would build, built beforehand, and applied by a client that
+//! talks to nobody but `PostgreSQL`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use cdc_consumer::apply::{self, Attempt, Care};
+use cdc_consumer::batch::Batch;
+use cdc_consumer::database::{Database, Generation};
+use cdc_consumer::decode::{Decoded, Decoder, Record};
+use cdc_consumer::fence::{self, Wanted};
+use cdc_consumer::fold::{Action, Entry, ViewBatch};
+use cdc_consumer::offsets::{Partition, Progress};
+use cdc_consumer::refetch::RecordFetcher;
+use cdc_consumer::registry::Registry;
+use cdc_consumer::rows::CellText;
+use cdc_consumer::sql::Statements;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+
+use crate::library::{self, Library};
+use crate::servers::Servers;
+use crate::target::{Table, Target};
+use crate::topic::{self, PARTITIONS};
+
+/// What is left of the consumer's work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// The statements that change rows, prepared, in transactions of the same size; nothing else.
+    Statements,
+    /// The whole transaction of a batch: the fence with the offsets, and the look for parked keys.
+    Transactions,
+}
+
+/// Prepared batches, one list a writer.
+pub(crate) struct Replay {
+    database: Database,
+    generation: Generation,
+    target: Arc<apply::Target>,
+    lists: Vec<Vec<Batch>>,
+    topic: String,
+}
+
+impl Replay {
+    /// Reads the whole topic and folds it into batches, as the consumer does with a backlog.
+    pub(crate) async fn build(
+        servers: &Servers,
+        target: &Target,
+        table: Table,
+    ) -> anyhow::Result<Self> {
+        let library = Library::new(target, table).await?;
+        let limits = &library.settings.limits;
+        let fetcher = RecordFetcher::new(&library.settings.kafka);
+        let letters = i64::from(limits.dead_letters_max);
+        let topic = target.filled.topic.clone();
+        let builder = Builder::new(&library)?;
+        let registry = &library.registry;
+        let lists = tokio::task::block_in_place(|| builder.read(servers, &topic, registry))?;
+        let Library { database, generation, views, .. } = library;
+        let target = Arc::new(apply::Target::new(&views, generation, letters, fetcher));
+        Ok(Self { database, generation, target, lists, topic })
+    }
+
+    /// Applies everything, each list through a connection of its own. Returns how long it took.
+    pub(crate) async fn run(self, depth: Depth) -> anyhow::Result<Duration> {
+        let mut control = self.database.connect_to(self.generation).await?;
+        for number in 0..PARTITIONS {
+            let partition = Partition { topic: self.topic.clone(), number };
+            let wanted = Wanted { partition, log_start: 0, requested: None };
+            let progress = fence::acquire(&mut control, &wanted, "bench").await?;
+            ensure!(progress.next_offset == 0, "the batches begin with the topic");
+        }
+        let mut connections = Vec::new();
+        for number in 0..self.lists.len() {
+            let mut connection = self.database.connect_to(self.generation).await?;
+            // Counters of its own, as the consumer's transactions have them: writers that share
+            // them deadlock.
+            let sql = "select set_config('cdc.slot', $1, false)";
+            sqlx::query(sql).bind(number.to_string()).execute(&mut connection).await?;
+            connections.push(connection);
+        }
+        let started = Instant::now();
+        let mut writers = JoinSet::new();
+        for (batches, connection) in self.lists.into_iter().zip(connections) {
+            writers.spawn(write(connection, Arc::clone(&self.target), batches, depth));
+        }
+        while let Some(written) = writers.join_next().await {
+            written??;
+        }
+        Ok(started.elapsed())
+    }
+}
+
+async fn write(
+    mut connection: PgConnection,
+    target: Arc<apply::Target>,
+    batches: Vec<Batch>,
+    depth: Depth,
+) -> anyhow::Result<()> {
+    for batch in &batches {
+        match depth {
+            Depth::Transactions => {
+                match apply::apply(&mut connection, &target, batch, Care::Sets).await? {
+                    Attempt::Applied(_) => {}
+                    Attempt::Fenced => bail!("the fence held a prepared batch back"),
+                }
+            }
+            Depth::Statements => statements(&mut connection, &target.statements, batch).await?,
+        }
+    }
+    Ok(())
+}
+
+/// The rows of a batch: deletes, then upserts, as the consumer orders them.
+async fn statements(
+    connection: &mut PgConnection,
+    all: &[Statements],
+    batch: &Batch,
+) -> anyhow::Result<()> {
+    let mut tx = connection.begin().await?;
+    for (view, statements) in batch.views.iter().zip(all) {
+        let of = |action| {
+            let entries = view.entries().iter().filter(move |entry| entry.action == action);
+            entries.copied().collect::<Vec<_>>()
+        };
+        let (deletes, upserts) = (of(Action::Delete), of(Action::Upsert));
+        ensure!(
+            deletes.len() + upserts.len() == view.entries().len(),
+            "a filled topic holds neither lone tombstones nor values that were not sent"
+        );
+        if !deletes.is_empty() {
+            let query = bind(&statements.delete, view, view.key_width(), &deletes);
+            query.fetch_one(&mut *tx).await?;
+        }
+        if !upserts.is_empty() {
+            let query = bind(&statements.upsert, view, view.rows().width(), &upserts);
+            query.execute(&mut *tx).await?;
+        }
+    }
+    tx.commit().await?;
+    Ok(())
+}
+
+fn bind<'q>(
+    statement: &Arc<str>,
+    view: &'q ViewBatch,
+    width: usize,
+    entries: &'q [Entry],
+) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments> {
+    let mut query = sqlx::query(AssertSqlSafe(Arc::clone(statement)));
+    for column in 0..width {
+        let cells = entries.iter().map(|entry| match view.rows().cell(entry.row, column) {
+            CellText::Text(text) => Some(text),
+            CellText::Null | CellText::Keep | CellText::Absent => None,
+        });
+        query = query.bind(cells.collect::<Vec<_>>());
+    }
+    query
+        .bind(entries.iter().map(|entry| entry.position.epoch).collect::<Vec<_>>())
+        .bind(entries.iter().map(|entry| entry.position.lsn).collect::<Vec<_>>())
+}
+
+/// Batches under construction.
+struct Builder {
+    decoder: Decoder,
+    shape: (usize, usize),
+    records_max: usize,
+    bytes_max: usize,
+    progress: Vec<(Partition, Progress)>,
+    building: Vec<Batch>,
+    lists: Vec<Vec<Batch>>,
+}
+
+impl Builder {
+    fn new(library: &Library) -> anyhow::Result<Self> {
+        let limits = &library.settings.limits;
+        let writers = limits.writers.get();
+        let shape = library.shape()?;
+        let topic = &library.view()?.spec.topic;
+        let partition = |number| Partition { topic: topic.clone(), number };
+        Ok(Self {
+            decoder: Decoder::new(Arc::clone(&library.views)),
+            shape,
+            records_max: limits.batch_records_max.get(),
+            bytes_max: limits.batch_bytes_max.get(),
+            // The first owner of a partition has epoch 1.
+            progress: (0..PARTITIONS).map(|n| (partition(n), Progress::new(0, 1))).collect(),
+            building: (0..writers).map(|_| Batch::new([shape])).collect(),
+            lists: (0..writers).map(|_| Vec::new()).collect(),
+        })
+    }
+
+    fn read(
+        mut self,
+        servers: &Servers,
+        topic: &str,
+        registry: &Registry,
+    ) -> anyhow::Result<Vec<Vec<Batch>>> {
+        topic::read_all(servers, topic, |message| {
+            let record = library::record(topic, message);
+            while let Some(schema) = self.take(&record)? {
+                let node = Handle::current().block_on(registry.schema(schema))?;
+                self.decoder.learn(schema, node);
+            }
+            Ok(())
+        })?;
+        for (list, batch) in self.lists.iter_mut().zip(self.building) {
+            list.push(batch);
+        }
+        let letters = self.lists.iter().flatten().map(|batch| batch.refused.len()).sum::<usize>();
+        ensure!(letters == 0, "{letters} records could not be decoded");
+        Ok(self.lists)
+    }
+
+    /// Puts a record into its writer's batch, or says which schema that needs.
+    fn take(&mut self, record: &Record<'_>) -> anyhow::Result<Option<u32>> {
+        let number = usize::try_from(record.partition)?;
+        let writer = number % self.lists.len();
+        let (partition, progress) =
+            self.progress.get_mut(number).context("an unknown partition")?;
+        let batch = &mut self.building[writer];
+        let decoded = self.decoder.decode(record, partition, progress, batch)?;
+        if let Decoded::NeedsSchema(id) = decoded {
+            return Ok(Some(id));
+        }
+        if batch.record_count >= self.records_max || batch.byte_count() >= self.bytes_max {
+            let full = std::mem::replace(batch, Batch::new([self.shape]));
+            self.lists[writer].push(full);
+        }
+        Ok(None)
+    }
+}

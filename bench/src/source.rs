@@ -1,0 +1,374 @@
+//! The source: a table of its own, changed by several writers, streamed by Debezium into a topic.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use serde_json::{Value as Json, json};
+use sqlx::{AssertSqlSafe, PgConnection};
+use tokio::task::JoinSet;
+
+use crate::cli::Mix;
+use crate::connect::Connector;
+use crate::operations::Operations;
+use crate::servers::{Servers, admin, execute};
+use crate::topic;
+
+pub(crate) const DATABASE: &str = "bench_source";
+
+/// Connections that write at once: transactions overlap, and their changes reach the log interleaved.
+const WRITERS: u16 = 4;
+/// Rows made last: when all of them are visible, everything before them is, in each partition.
+const LAST_ROWS: i64 = 64;
+/// WAL that Debezium may be behind: far below what the server keeps for it.
+const BEHIND_BYTES_MAX: i64 = 800 << 20;
+
+/// Columns of the source table. Those of a user in the reference system, then, for comparing what is
+/// written, a few that may be null.
+pub(crate) const COLUMNS: [&str; 8] =
+    ["id", "name", "email", "department", "status", "created_at", "updated_at", "version"];
+pub(crate) const NULLABLE_COLUMNS: [&str; 3] = ["note", "balance", "seen_on"];
+
+/// Definitions of [`COLUMNS`] and [`NULLABLE_COLUMNS`], as they stand in `create table`.
+pub(crate) fn definitions(nullable: bool) -> String {
+    let users = "id bigint primary key, name text not null, email text not null,
+        department text not null, status text not null, created_at timestamptz not null,
+        updated_at timestamptz not null, version bigint not null";
+    let more = ", note text, balance numeric(12, 2), seen_on date";
+    format!("{users}{}", if nullable { more } else { "" })
+}
+
+/// What a topic shall hold.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plan {
+    pub(crate) mix: Mix,
+    pub(crate) changes: u64,
+    pub(crate) seed: u64,
+}
+
+impl Plan {
+    /// Names table, topic, slot and connector.
+    fn name(&self) -> String {
+        let mix = format!("{:?}", self.mix).to_lowercase();
+        format!("{mix}_{}_{:x}", self.changes, self.seed)
+    }
+
+    fn nullable(&self) -> bool {
+        self.mix == Mix::Random
+    }
+
+    pub(crate) fn columns(&self) -> Vec<&'static str> {
+        let more = NULLABLE_COLUMNS.into_iter().filter(|_| self.nullable());
+        COLUMNS.into_iter().chain(more).collect()
+    }
+
+    pub(crate) fn definitions(&self) -> String {
+        definitions(self.nullable())
+    }
+}
+
+/// A topic that holds every change of a source table, and nothing is added any more.
+#[derive(Debug, Clone)]
+pub(crate) struct Filled {
+    pub(crate) plan: Plan,
+    pub(crate) topic: String,
+    pub(crate) table: String,
+    /// Inserts, updates and deletes. Each delete is followed by a tombstone, which is no change.
+    pub(crate) changes: u64,
+    pub(crate) records: u64,
+    /// The keys made last.
+    pub(crate) last_keys: Vec<i64>,
+}
+
+/// Fills a topic, unless an earlier run did.
+pub(crate) async fn fill(servers: &Servers, plan: Plan) -> anyhow::Result<Filled> {
+    let table = plan.name();
+    let topic = format!("bench-{}", table.replace('_', "-"));
+    let mut db = prepare().await?;
+    let first_last = i64::try_from(plan.changes)? + 1_000_000_000;
+    let filled = |records| Filled {
+        plan,
+        topic: topic.clone(),
+        table: table.clone(),
+        changes: plan.changes + LAST_ROWS.unsigned_abs(),
+        records,
+        last_keys: (first_last..first_last + LAST_ROWS).collect(),
+    };
+    let noted: Option<i64> = sqlx::query_scalar("select records from filled where name = $1")
+        .bind(&table)
+        .fetch_optional(&mut db)
+        .await?;
+    let found = topic::record_counts(servers, &topic).await?;
+    let count = found.as_ref().map(|counts| counts.iter().sum::<u64>());
+    if let (Some(noted), Some(count)) = (noted, count)
+        && noted.unsigned_abs() == count
+    {
+        return Ok(filled(count));
+    }
+    Connector::remove_all(servers, "bench-").await?;
+    if found.is_some() {
+        topic::remove(servers, &topic).await?;
+    }
+    create(&mut db, &plan, &table).await?;
+    let step = servers.progress.step("source", "starting the connector");
+    let config = connector(servers, &table, &topic)?;
+    // Connect remembers how far a name got, for ever.
+    let name = format!("bench-{table}-{:08x}", rand::random::<u32>());
+    let connector = Connector::start(servers, &name, &config).await?;
+    wait_for_slot(&mut db, &table, &connector).await?;
+    let records = stream(servers, &plan, &filled(0), &step).await?;
+    connector.remove().await?;
+    drop_slot(&mut db, &table).await?;
+    sqlx::query("insert into filled values ($1, $2)")
+        .bind(&table)
+        .bind(i64::try_from(records)?)
+        .execute(&mut db)
+        .await?;
+    step.done(&format!("{} changes, {records} records in {topic}", plan.changes));
+    Ok(filled(records))
+}
+
+/// The source's database with what all its tables share.
+async fn prepare() -> anyhow::Result<PgConnection> {
+    let mut server = admin("postgres").await?;
+    let there: bool =
+        sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
+            .bind(DATABASE)
+            .fetch_one(&mut server)
+            .await?;
+    if !there {
+        execute(&mut server, &format!("create database {DATABASE}")).await?;
+    }
+    let mut db = admin(DATABASE).await?;
+    execute(
+        &mut db,
+        "create table if not exists filled (name text primary key, records bigint not null);
+         create table if not exists cdc_heartbeat
+             (id smallint primary key, beaten_at timestamptz not null);
+         grant select, insert, update on cdc_heartbeat to debezium",
+    )
+    .await?;
+    Ok(db)
+}
+
+/// The table, its publication, and a function that makes changes one by one: PostgreSQL takes a
+/// transaction's changes in one call, whatever their order.
+async fn create(db: &mut PgConnection, plan: &Plan, table: &str) -> anyhow::Result<()> {
+    drop_slot(db, table).await?;
+    let (more_names, more_values, more_set) = if plan.nullable() {
+        (
+            ", note, balance, seen_on",
+            ", nullif(repeat('n', (n % 7)::int), ''), nullif(n % 5, 0) / 4.0,
+               case when n % 3 > 0 then date '2024-01-01' + (n % 900)::int end",
+            ", note = nullif(repeat('é\"', (n % 4)::int), ''), balance = nullif(n % 6, 0) * -1.25,
+               seen_on = case when n % 4 > 0 then date '1969-12-30' + (n % 9)::int end",
+        )
+    } else {
+        ("", "", "")
+    };
+    let sql = format!(
+        "delete from filled where name = '{table}';
+         drop publication if exists bench_{table};
+         drop table if exists {table};
+         create table {table} ({definitions});
+         create publication bench_{table} for table {table}, cdc_heartbeat;
+         grant select on {table} to debezium;
+         create or replace function change_{table}(letters text, keys bigint[], first bigint)
+         returns void language plpgsql as $$
+         declare
+             n bigint;
+             at timestamptz := timestamptz '2024-05-01 10:00:00+00';
+         begin
+             for i in 1..length(letters) loop
+                 n := first + i;
+                 case substr(letters, i, 1)
+                 when 'c' then
+                     insert into {table} (id, name, email, department, status, created_at,
+                         updated_at, version{more_names})
+                     values (keys[i], '사용자 ' || keys[i], 'user-' || keys[i] || '@example.test',
+                         '부서 ' || n % 20, (array['ACTIVE', 'INACTIVE', 'SUSPENDED'])[(1 + n % 3)::int],
+                         at + n * interval '1.000001 s', at + n * interval '1.000001 s',
+                         1{more_values});
+                 when 'u' then
+                     update {table} set department = '부서 ' || n % 20,
+                         status = (array['ACTIVE', 'INACTIVE', 'SUSPENDED'])[(1 + n % 3)::int],
+                         updated_at = at + n * interval '1.000001 s',
+                         version = version + 1{more_set}
+                     where id = keys[i];
+                 when 'd' then
+                     delete from {table} where id = keys[i];
+                 end case;
+                 if not found then
+                     raise 'change % of % met no row', substr(letters, i, 1), keys[i];
+                 end if;
+             end loop;
+         end $$",
+        definitions = plan.definitions(),
+    );
+    execute(db, &sql).await
+}
+
+/// The users' connector as it is shipped, for another table.
+fn connector(servers: &Servers, table: &str, topic: &str) -> anyhow::Result<Json> {
+    let places = servers.stack.places();
+    let file = places.root.join("connectors/users.json");
+    let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let secrets = places.state.join("secrets/connect.properties");
+    let text = text.replace("@SECRETS_FILE@", &secrets.display().to_string());
+    let mut config: Json = serde_json::from_str(&text)?;
+    let prefix = format!("bench-{}", table.replace('_', "-"));
+    let changed = json!({
+        "database.dbname": DATABASE,
+        "slot.name": format!("bench_{table}"),
+        "publication.name": format!("bench_{table}"),
+        "topic.prefix": prefix,
+        "table.include.list": format!("public.{table}"),
+        // The table is empty; what is measured is the stream of its changes.
+        "snapshot.mode": "no_data",
+        "transforms.route.regex": format!("{prefix}\\.public\\.{table}"),
+        "transforms.route.replacement": topic,
+        // Every change shall still be there for the next contestant.
+        "topic.creation.default.cleanup.policy": "delete",
+        "topic.creation.default.retention.ms": "-1",
+        "topic.creation.default.retention.bytes": "-1",
+        "topic.creation.default.partitions": topic::PARTITIONS.to_string(),
+    });
+    let (Some(config_map), Json::Object(changed)) = (config.as_object_mut(), changed) else {
+        bail!("{} holds no object", file.display());
+    };
+    for name in ["min.compaction.lag.ms", "delete.retention.ms"] {
+        config_map.remove(&format!("topic.creation.default.{name}"));
+    }
+    config_map.extend(changed);
+    Ok(config)
+}
+
+async fn wait_for_slot(
+    db: &mut PgConnection,
+    table: &str,
+    connector: &Connector,
+) -> anyhow::Result<()> {
+    loop {
+        let active: Option<bool> =
+            sqlx::query_scalar("select active from pg_replication_slots where slot_name = $1")
+                .bind(format!("bench_{table}"))
+                .fetch_optional(&mut *db)
+                .await?;
+        if active == Some(true) {
+            return Ok(());
+        }
+        connector.running_tasks().await?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn drop_slot(db: &mut PgConnection, table: &str) -> anyhow::Result<()> {
+    // A connector that ended a moment ago may still hold it; its session ends by itself.
+    for _ in 0..100 {
+        let sql = format!(
+            "select pg_drop_replication_slot(slot_name) from pg_replication_slots
+             where slot_name = 'bench_{table}'"
+        );
+        if execute(db, &sql).await.is_ok() {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    bail!("somebody holds the replication slot bench_{table}");
+}
+
+/// Writes everything and waits until it is in the topic. Returns the number of records there.
+async fn stream(
+    servers: &Servers,
+    plan: &Plan,
+    filled: &Filled,
+    step: &devstack::Step,
+) -> anyhow::Result<u64> {
+    let mut writers = JoinSet::new();
+    for number in 0..WRITERS {
+        let operations = Operations::new(plan.mix, plan.changes, plan.seed, number, WRITERS);
+        writers.spawn(write(filled.table.clone(), operations, number));
+    }
+    let mut deletes = 0;
+    let mut watch = tokio::time::interval(Duration::from_millis(500));
+    let mut count = 0;
+    while !writers.is_empty() {
+        tokio::select! {
+            Some(written) = writers.join_next() => deletes += written??,
+            _ = watch.tick() => {
+                count = records(servers, &filled.topic).await?;
+                step.message(format!("{count} records of {} changes streamed", plan.changes));
+            }
+        }
+    }
+    let mut db = admin(DATABASE).await?;
+    let letters = "c".repeat(filled.last_keys.len());
+    change(&mut db, &filled.table, &letters, &filled.last_keys, 0).await?;
+    let expected = filled.changes + deletes;
+    let mut stood_still = 0;
+    while count < expected {
+        watch.tick().await;
+        let before = count;
+        count = records(servers, &filled.topic).await?;
+        step.message(format!("{count} of {expected} records streamed"));
+        stood_still = if count == before { stood_still + 1 } else { 0 };
+        ensure!(stood_still < 240, "Debezium stopped at {count} of {expected} records");
+    }
+    ensure!(count == expected, "{expected} records were expected in {}, not {count}", filled.topic);
+    Ok(count)
+}
+
+async fn records(servers: &Servers, topic: &str) -> anyhow::Result<u64> {
+    Ok(topic::record_counts(servers, topic).await?.map_or(0, |counts| counts.iter().sum()))
+}
+
+/// One writer's changes. Returns how many of them were deletes.
+async fn write(table: String, mut operations: Operations, number: u16) -> anyhow::Result<u64> {
+    let mut db = admin(DATABASE).await?;
+    let mut done = i64::from(number) << 40;
+    let mut deletes = 0;
+    for round in 0_u64.. {
+        let transaction = operations.transaction();
+        if transaction.is_empty() {
+            break;
+        }
+        let letters: String = transaction.iter().map(|(operation, _)| operation.letter()).collect();
+        let keys: Vec<i64> = transaction.iter().map(|(_, key)| *key).collect();
+        change(&mut db, &table, &letters, &keys, done % 1_000_000_007).await?;
+        deletes += letters.matches('d').count() as u64;
+        done += i64::try_from(keys.len())?;
+        if round.is_multiple_of(50) {
+            wait_for_debezium(&mut db, &table).await?;
+        }
+    }
+    Ok(deletes)
+}
+
+async fn change(
+    db: &mut PgConnection,
+    table: &str,
+    letters: &str,
+    keys: &[i64],
+    first: i64,
+) -> anyhow::Result<()> {
+    let sql = format!("select change_{table}($1, $2, $3)");
+    let query = sqlx::query(AssertSqlSafe(sql)).bind(letters).bind(keys).bind(first);
+    query.execute(db).await.context("a change at the source failed")?;
+    Ok(())
+}
+
+/// The server gives up on a slot that is too far behind.
+async fn wait_for_debezium(db: &mut PgConnection, table: &str) -> anyhow::Result<()> {
+    loop {
+        let behind: Option<i64> = sqlx::query_scalar(
+            "select pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint
+             from pg_replication_slots where slot_name = $1",
+        )
+        .bind(format!("bench_{table}"))
+        .fetch_one(&mut *db)
+        .await?;
+        if behind.unwrap_or(0) < BEHIND_BYTES_MAX {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
