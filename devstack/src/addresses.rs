@@ -40,6 +40,8 @@ pub const POSTGRES_VERSION: &str = "18.3.0";
 pub const KAFKA_VERSION: &str = "4.3.1";
 pub const REGISTRY_VERSION: &str = "3.3.3";
 pub const DEBEZIUM_VERSION: &str = "3.6.3.Final";
+/// The connector that `./dev bench` compares with; 3.6 is not on Maven Central.
+pub const JDBC_SINK_VERSION: &str = "3.5.0.Final";
 pub const CONVERTER_VERSION: &str = "2.6.13.Final";
 pub const LOG4J_VERSION: &str = "2.25.3";
 

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::addresses::{
-    CONVERTER_VERSION, DEBEZIUM_VERSION, KAFKA_VERSION, LOG4J_VERSION, POSTGRES_VERSION,
-    REGISTRY_VERSION,
+    CONVERTER_VERSION, DEBEZIUM_VERSION, JDBC_SINK_VERSION, KAFKA_VERSION, LOG4J_VERSION,
+    POSTGRES_VERSION, REGISTRY_VERSION,
 };
 use crate::settings::hex;
 
@@ -127,6 +127,20 @@ impl Artefact {
                 ),
             },
             download_bytes: 5_100_000,
+        }
+    }
+
+    /// Debezium's own consumer for databases. Only `./dev bench` fetches it.
+    pub(crate) fn jdbc_sink() -> Self {
+        Self {
+            name: "jdbc-sink",
+            version: JDBC_SINK_VERSION,
+            source: Source::File {
+                coordinate: format!(
+                    "io.debezium:debezium-connector-jdbc:{JDBC_SINK_VERSION}:tar.gz:plugin"
+                ),
+            },
+            download_bytes: 55_200_000,
         }
     }
 
@@ -277,7 +291,7 @@ mod tests {
         for platform in ["linux-amd64", "linux-arm64v8", "darwin-amd64", "darwin-arm64v8"] {
             assert_eq!(pins(Artefact::postgres(platform).name).len(), 1, "{platform}");
         }
-        for artefact in Artefact::all().unwrap() {
+        for artefact in Artefact::all().unwrap().into_iter().chain([Artefact::jdbc_sink()]) {
             let pins = pins(artefact.name);
             assert!(!pins.is_empty(), "{}", artefact.name);
             assert!(pins.values().all(|digest| digest.len() == 64), "{}", artefact.name);

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use devstack::{Service, Settings};
 
+use crate::{fuzz, guards};
+
 /// The arguments of `./dev`.
 #[derive(Parser)]
 #[command(
@@ -32,12 +34,16 @@ const EXAMPLES: &str = "\
 Examples:
   ./dev demo                                   everything up, four scenarios played, URLs printed
   ./dev test                                   everything that CI runs
+  ./dev guards                                 every guard of the consumer is one that a test misses
+  ./dev fuzz --seconds 600                     ten minutes of hostile bytes for every decoder
   ./dev logs cdc-consumer -f                   follow one log
   ./dev psql posts -c 'select * from user_view'
   ./dev kafka consumer-groups --list           Kafka's own tools, pointed at the local broker
   ./dev kafka console-consumer --topic user-events --from-beginning --max-messages 3
   eval \"$(./dev env)\"                          addresses for your own shell
+  ./dev chaos --minutes 5                      faults for five minutes, then a comparison
   ./dev start cdc-consumer-2                   a second consumer shares the partitions
+  ./dev bench agree                            our table, the JDBC sink's and the source, row for row
   ./dev down --wipe                            stop everything and delete its data
 
 Processes: postgres kafka registry connect user-api post-api cdc-consumer, cdc-consumer-2 ... -8
@@ -73,6 +79,24 @@ pub(crate) enum Verb {
     },
     /// Format check, lints as errors, and all tests against the real servers
     Test,
+    /// Break the running system by a seeded schedule, under writes, and check what the views show
+    #[command(disable_help_flag = true)]
+    Chaos {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Take the consumer's guards out one at a time, in a copy of the sources, and show that the tests
+    /// notice each removal; exits with 1 unless all are noticed
+    Guards(guards::Options),
+    /// Measure the consumer beside the Debezium JDBC sink and plain SQL (release build; bench --help)
+    #[command(disable_help_flag = true)]
+    Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Try every decoder with bytes made by a fuzzer; installs the nightly compiler that needs, and exits
+    /// with 1 when an input was not survived
+    Fuzz(fuzz::Options),
     /// Print every address as shell exports
     Env,
     /// Run one of Kafka's own tools: topics, consumer-groups, console-consumer, ...

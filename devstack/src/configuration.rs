@@ -97,6 +97,9 @@ status.storage.replication.factor=1
 status.storage.partitions=1
 offset.flush.interval.ms=2000
 task.shutdown.graceful.timeout.ms=5000
+# The only worker: no other one is worth waiting for. With the default, a worker that lost the broker
+# for a minute comes back to a group that keeps its connectors unassigned for five more.
+scheduled.rebalance.max.delay.ms=0
 # Lets a connector set its producer's linger and compression.
 connector.client.config.override.policy=All
 config.providers=file

@@ -31,35 +31,49 @@ pub(crate) struct Installed {
     pub kafka: PathBuf,
     pub registry: PathBuf,
     /// Directories that each hold one directory a plugin, which is what Connect wants.
-    pub plugins: [PathBuf; 2],
+    pub plugins: Vec<PathBuf>,
 }
 
 impl Installed {
     pub(crate) fn locate(places: &Places) -> Result<Self, ArtefactError> {
         let postgres = Artefact::postgres(postgres_platform()?).installed(&places.cache);
         let cache = &places.cache;
+        let mut plugins =
+            vec![Artefact::debezium().installed(cache), Artefact::converter().installed(cache)];
+        // There once it was fetched for a benchmark; an absent directory would be an error.
+        plugins.extend(Some(Artefact::jdbc_sink().installed(cache)).filter(|path| path.exists()));
         Ok(Self {
             postgres_archive: postgres.join("postgres.txz"),
             kafka: Artefact::kafka().installed(cache),
             registry: Artefact::registry().installed(cache),
-            plugins: [
-                Artefact::debezium().installed(cache),
-                Artefact::converter().installed(cache),
-            ],
+            plugins,
         })
     }
 }
 
 /// Fetches what the cache does not hold yet. Clones that fetch at the same time take turns.
 pub async fn fetch_all(places: &Places, progress: &Progress) -> Result<(), ArtefactError> {
-    let artefacts = Artefact::all()?;
+    fetch(&Artefact::all()?, places, progress).await
+}
+
+/// Fetches the Debezium JDBC sink, which only benchmarks need. A Connect worker that starts
+/// afterwards offers it.
+pub async fn fetch_jdbc_sink(places: &Places, progress: &Progress) -> Result<(), ArtefactError> {
+    fetch(&[Artefact::jdbc_sink()], places, progress).await
+}
+
+async fn fetch(
+    artefacts: &[Artefact],
+    places: &Places,
+    progress: &Progress,
+) -> Result<(), ArtefactError> {
     let cache = &places.cache;
     if artefacts.iter().all(|artefact| artefact.installed(cache).exists()) {
         return Ok(());
     }
     fs::create_dir_all(cache).map_err(ArtefactError::file(cache))?;
     let _turn = take_turn(cache, progress).await?;
-    for artefact in &artefacts {
+    for artefact in artefacts {
         if !artefact.installed(cache).exists() {
             install(artefact, places, progress).await?;
         }
@@ -77,6 +91,7 @@ pub async fn relock(places: &Places, progress: &Progress) -> Result<String, Arte
     let _turn = take_turn(cache, progress).await?;
     let mut artefacts = Artefact::all()?;
     artefacts.remove(0);
+    artefacts.push(Artefact::jdbc_sink());
     let platforms = ["linux-amd64", "linux-arm64v8", "darwin-amd64", "darwin-arm64v8"];
     let mut lines = LOCK_HEADER.map(str::to_owned).to_vec();
     for artefact in platforms.map(Artefact::postgres).iter().chain(&artefacts) {
@@ -237,7 +252,7 @@ async fn arrange(name: &str, directory: &Path, places: &Places) -> Result<(), Ar
             }
             write_manifests(&plugin, places).await
         }
-        "registry" | "debezium" => {
+        "registry" | "debezium" | "jdbc-sink" => {
             let archive = archive()?;
             let file = File::open(&archive).map_err(ArtefactError::file(&archive))?;
             let mut tar = Command::new("tar");

@@ -165,7 +165,7 @@ fn connect(places: &Places) -> Result<Launch, StackError> {
     create_directory(directory, 0o700)?;
     write_secret(&secrets, &configuration::connect_secrets())?;
     let installed = Installed::locate(places)?;
-    let plugins = [installed.plugins[0].as_path(), installed.plugins[1].as_path()];
+    let plugins: Vec<&Path> = installed.plugins.iter().map(PathBuf::as_path).collect();
     let properties = home.join("connect.properties");
     write(&properties, &configuration::connect_properties(&plugins, directory))?;
     let mut launch = kafka_java(places, &home, server_options(places, "connect", 512))?;
@@ -245,7 +245,13 @@ fn program(places: &Places, service: Service) -> Result<Launch, StackError> {
         environment().into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
     variables.push((listen.to_owned(), format!("{HOST}:{}", service.ports()[0]).into()));
     variables.push(("VIEWS_FILE".to_owned(), places.root.join("views.toml").into()));
-    let args = if file == "cdc-consumer" { vec!["run".into()] } else { Vec::new() };
+    let mut args = Vec::new();
+    if let Service::Consumer(_) = service {
+        args.push("run".into());
+        // A consumer that comes back takes its partitions at once, also after a crash. Without a
+        // name it would be a new member, and its old self would hold them for six seconds more.
+        variables.push(("CONSUMER_INSTANCE".to_owned(), service.to_string().into()));
+    }
     Ok(Launch { program, args, environment: variables, directory: places.root.clone(), user: None })
 }
 

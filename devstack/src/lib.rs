@@ -34,7 +34,7 @@ mod tools;
 mod up;
 
 pub use artefact::ArtefactError;
-pub use fetch::{fetch_all, relock};
+pub use fetch::{fetch_all, fetch_jdbc_sink, relock};
 pub use health::Unhealthy;
 pub use port::Owner;
 pub use process::{ProcessError, Running};

@@ -1,7 +1,10 @@
 //! The command line behind `./dev`.
 
+mod bench_run;
 mod cli;
 mod demo;
+mod fuzz;
+mod guards;
 mod test_run;
 mod verbs;
 

@@ -71,6 +71,17 @@ impl Step {
         self.bar.set_message(text);
     }
 
+    /// Shows how many of `total` are done, beside the message.
+    pub fn count(&self, done: u64, total: u64) {
+        if self.bar.length() != Some(total) {
+            self.bar.set_length(total);
+            self.bar.set_style(style(
+                "{spinner} {prefix:<13} {bar:20} {pos}/{len} {wide_msg} {elapsed}",
+            ));
+        }
+        self.bar.set_position(done);
+    }
+
     /// Shows how much of about `total_bytes` is there.
     pub fn bytes(&self, done_bytes: u64, total_bytes: u64) {
         if self.bar.length() != Some(total_bytes) {

@@ -56,6 +56,11 @@ impl Service {
         }
     }
 
+    /// Whether it is another project's server, not one of our own programs.
+    pub fn is_server(self) -> bool {
+        matches!(self, Self::Postgres | Self::Kafka | Self::Registry | Self::Connect)
+    }
+
     /// Time from the start of the process to its first healthy answer. Generous: a loaded
     /// machine of two cores, and recovery after a kill.
     pub fn start_deadline(self) -> Duration {

@@ -1,5 +1,6 @@
 //! Starts, stops, kills and pauses single services of one clone's stack.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -116,12 +117,22 @@ pub struct ServiceStatus {
 #[derive(Debug, Clone)]
 pub struct Stack {
     pub(crate) places: Places,
+    /// Added to the environment of the project's own programs that this value starts.
+    program_environment: Vec<(String, OsString)>,
 }
 
 impl Stack {
     pub fn new(settings: &Settings) -> Result<Self, StackError> {
         let places = Places::new(settings).map_err(StackError::file(Path::new(".")))?;
-        Ok(Self { places })
+        Ok(Self { places, program_environment: Vec::new() })
+    }
+
+    /// The same stack, but the project's own programs that this value starts get these variables
+    /// on top of the stack's addresses: a test puts itself between a program and a server.
+    #[must_use]
+    pub fn with_program_environment(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.program_environment.push((name.to_owned(), value.into()));
+        self
     }
 
     /// The stack that `./dev up` started, as seen from a test of this workspace.
@@ -164,7 +175,10 @@ impl Stack {
     async fn spawn(&self, service: Service) -> Result<(), StackError> {
         self.ports_free(service).await?;
         self.create_directories()?;
-        let launch = launch::prepare(&self.places, service).await?;
+        let mut launch = launch::prepare(&self.places, service).await?;
+        if !service.is_server() {
+            launch.environment.extend(self.program_environment.iter().cloned());
+        }
         let log = self.places.log(&service.to_string());
         Running::spawn(&launch, &log, &self.pid_file(service))?;
         Ok(())

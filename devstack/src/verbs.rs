@@ -8,7 +8,7 @@ use devstack::addresses::{self, environment};
 use devstack::{Extent, Progress, Service, ServiceStatus, Stack, State};
 
 use crate::cli::{Cli, Database, Verb, print};
-use crate::{demo, test_run};
+use crate::{bench_run, demo, fuzz, guards, test_run};
 
 pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let stack = Stack::new(&cli.settings)?;
@@ -36,6 +36,12 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             stack.up(Extent::Everything, &progress).await?;
             return test_run::run(&stack);
         }
+        Verb::Chaos { args } => return Err(chaos(&stack, &args)),
+        Verb::Guards(options) => return guards::run(&stack, &progress, &options).await,
+        Verb::Bench { args } => {
+            bench_run::run(&stack, &cli.caller_directory, &args, &progress).await?;
+        }
+        Verb::Fuzz(options) => return fuzz::run(stack.places(), &progress, &options).await,
         Verb::Env => print(&exports()),
         Verb::Kafka { tool, args } => {
             let mut command = devstack::kafka_tool(stack.places(), &tool, &args)?;
@@ -64,6 +70,14 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Relock => print(&devstack::relock(stack.places(), &progress).await?),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Becomes the program of that name, which brings the stack up once it has understood its
+/// arguments; what comes back is the reason why not.
+fn chaos(stack: &Stack, args: &[String]) -> anyhow::Error {
+    let mut command = Command::new(stack.places().programs.join("chaos"));
+    let error = command.args(args).env("DEVSTACK_STATE", &stack.places().state).exec();
+    anyhow::Error::new(error).context("cannot run the program chaos")
 }
 
 /// Where to look, for a person.

@@ -1,0 +1,62 @@
+//! `./dev bench`: the servers, a release build, then the program `bench`.
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+use devstack::addresses::environment;
+use devstack::{Extent, Progress, Service, Stack};
+
+const SINK: &str = "io.debezium.connector.jdbc.JdbcSinkConnector";
+
+/// Becomes `bench`; what comes back is the reason why not.
+pub(crate) async fn run(
+    stack: &Stack,
+    caller: &Path,
+    arguments: &[String],
+    progress: &Progress,
+) -> anyhow::Result<()> {
+    let serverless = ["-h", "--help", "help", "plot"];
+    if !arguments.iter().any(|argument| serverless.contains(&argument.as_str())) {
+        devstack::fetch_jdbc_sink(stack.places(), progress).await?;
+        stack.up(Extent::Servers, progress).await?;
+        if !offers_the_sink().await? {
+            // It was started before the sink was fetched.
+            let step = progress.step("connect", "restarting with the JDBC sink");
+            stack.restart(Service::Connect).await?;
+            step.done("restarted with the JDBC sink");
+        }
+    }
+    let error = Command::new(build(stack)?)
+        .args(arguments)
+        .current_dir(caller)
+        .envs(environment())
+        .env("DEVSTACK_STATE", &stack.places().state)
+        .exec();
+    Err(error).context("cannot run bench")
+}
+
+async fn offers_the_sink() -> anyhow::Result<bool> {
+    let url = format!("http://{}:{}", devstack::addresses::HOST, Service::Connect.ports()[0]);
+    let plugins = reqwest::get(format!("{url}/connector-plugins")).await?.text().await?;
+    Ok(plugins.contains(SINK))
+}
+
+/// What is measured is what would be deployed. The first time takes minutes.
+fn build(stack: &Stack) -> anyhow::Result<std::path::PathBuf> {
+    let programs = &stack.places().programs;
+    let target = programs.parent().context("programs are built into a directory of a profile")?;
+    let status = Command::new("cargo")
+        .args(["build", "--quiet", "--release", "-p", "cdc-consumer", "-p", "bench", "--bins"])
+        .arg("--target-dir")
+        .arg(target)
+        .current_dir(&stack.places().root)
+        .env("SQLX_OFFLINE", "true")
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("the release build failed");
+    }
+    Ok(target.join("release/bench"))
+}
