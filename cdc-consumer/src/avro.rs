@@ -61,6 +61,13 @@ impl<'a> Reader<'a> {
 
     /// Zigzag variable-length integer: the encoding of `long`, of lengths and of union branches.
     pub fn long(&mut self) -> Result<i64, AvroError> {
+        // Most are branches, lengths and flags of one byte.
+        if let Some((&byte, rest)) = self.rest.split_first()
+            && byte < 0x80
+        {
+            self.rest = rest;
+            return Ok(i64::from(byte >> 1) ^ -i64::from(byte & 1));
+        }
         let mut value: u64 = 0;
         let mut shift = 0;
         loop {

@@ -94,9 +94,7 @@ impl Batch {
             claim.interval.next = next;
             claim.seen_offset = progress.seen_offset;
             claim.anchor = progress.anchor;
-            if claim.lineage != progress.lineage {
-                claim.lineage.clone_from(&progress.lineage);
-            }
+            claim.lineage.follow(&progress.lineage);
         }
         index
     }

@@ -251,7 +251,7 @@ async fn connect(
 
 /// As PostgreSQL writes `bytea`.
 fn hex(bytes: &[u8]) -> String {
-    let mut out = Vec::new();
+    let mut out = String::new();
     crate::text::write_bytes(bytes, &mut out);
-    String::from_utf8_lossy(&out).into_owned()
+    out
 }

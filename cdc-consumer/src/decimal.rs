@@ -1,48 +1,48 @@
 //! Connect's decimals: a big-endian two's-complement integer and a scale.
 
-use std::io::Write;
+use std::fmt::Write;
 
 use num_bigint::BigInt;
 
 /// Writes `unscaled * 10^-scale` in plain notation with exactly `scale` digits after the point,
 /// as PostgreSQL writes a numeric of that scale. A negative scale appends zeros.
-pub fn write_decimal(unscaled: &[u8], scale: i32, out: &mut Vec<u8>) {
+pub fn write_decimal(unscaled: &[u8], scale: i32, out: &mut String) {
     // Up to 16 bytes (38 digits) fit a machine integer; only longer ones pay for big arithmetic.
     if unscaled.len() <= 16 {
         let negative = unscaled.first().is_some_and(|&byte| byte & 0x80 != 0);
         let fill = if negative { -1_i128 } else { 0 };
         let value = unscaled.iter().fold(fill, |value, &byte| value << 8 | i128::from(byte));
-        let digits = value.unsigned_abs().to_string();
-        write_digits(negative, digits.as_bytes(), scale, out);
+        let mut digits = itoa::Buffer::new();
+        write_digits(negative, digits.format(value.unsigned_abs()), scale, out);
     } else {
         let value = BigInt::from_signed_bytes_be(unscaled);
         let digits = value.magnitude().to_string();
-        write_digits(value.sign() == num_bigint::Sign::Minus, digits.as_bytes(), scale, out);
+        write_digits(value.sign() == num_bigint::Sign::Minus, &digits, scale, out);
     }
 }
 
-fn write_digits(negative: bool, digits: &[u8], scale: i32, out: &mut Vec<u8>) {
+fn write_digits(negative: bool, digits: &str, scale: i32, out: &mut String) {
     if negative {
-        out.push(b'-');
+        out.push('-');
     }
     let Ok(scale) = usize::try_from(scale) else {
-        out.extend_from_slice(digits);
-        if digits != b"0" {
+        out.push_str(digits);
+        if digits != "0" {
             write_zeros(scale.unsigned_abs() as usize, out);
         }
         return;
     };
     let (whole, fraction) = digits.split_at(digits.len().saturating_sub(scale));
-    out.extend_from_slice(if whole.is_empty() { b"0" } else { whole });
+    out.push_str(if whole.is_empty() { "0" } else { whole });
     if scale > 0 {
-        out.push(b'.');
+        out.push('.');
         write_zeros(scale - fraction.len(), out);
-        out.extend_from_slice(fraction);
+        out.push_str(fraction);
     }
 }
 
-fn write_zeros(count: usize, out: &mut Vec<u8>) {
-    write!(out, "{:0<count$}", "").expect("writing to a vector cannot fail");
+fn write_zeros(count: usize, out: &mut String) {
+    write!(out, "{:0<count$}", "").expect("writing to a string cannot fail");
 }
 
 #[cfg(test)]
@@ -52,9 +52,9 @@ mod tests {
     #[test]
     fn decimals_are_written_in_plain_notation() {
         let check = |unscaled: &[u8], scale, expected: &str| {
-            let mut out = Vec::new();
+            let mut out = String::new();
             write_decimal(unscaled, scale, &mut out);
-            assert_eq!(String::from_utf8_lossy(&out), expected);
+            assert_eq!(out, expected);
         };
         check(&[0], 0, "0");
         check(&[], 2, "0.00");

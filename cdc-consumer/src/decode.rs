@@ -3,8 +3,10 @@
 //! Holds the compiled plans. Asks for a schema it does not have instead of fetching it: this module does
 //! no I/O and never waits.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
+
+use hashbrown::HashMap;
 
 use crate::batch::{Batch, Refused};
 use crate::catalog::Table;

@@ -230,8 +230,8 @@ mod tests {
             let row_writer = |row: &mut RowWriter<'_>| {
                 let text = |text: &str| {
                     let text = text.to_owned();
-                    move |out: &mut Vec<u8>| {
-                        out.extend_from_slice(text.as_bytes());
+                    move |out: &mut String| {
+                        out.push_str(&text);
                         Ok::<_, ()>(Cell::Text)
                     }
                 };

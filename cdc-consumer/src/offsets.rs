@@ -103,6 +103,18 @@ pub struct Lineage {
 }
 
 impl Lineage {
+    /// Becomes equal to `newer`, which was made of it. Called for each record, so it copies nothing that
+    /// is there: epochs and snapshots are only ever added.
+    pub fn follow(&mut self, newer: &Self) {
+        self.lsn_max = newer.lsn_max;
+        if self.starts.len() != newer.starts.len() {
+            self.starts.clone_from(&newer.starts);
+        }
+        if self.snapshots.len() != newer.snapshots.len() {
+            self.snapshots.clone_from(&newer.snapshots);
+        }
+    }
+
     /// The epoch a record at `offset` belongs to.
     pub fn epoch_at(&self, offset: i64) -> i32 {
         self.starts.range(..=offset).next_back().map_or(0, |(_, &epoch)| epoch)

@@ -15,7 +15,7 @@ enum Slot {
 #[derive(Debug)]
 pub struct Rows {
     width: usize,
-    text: Vec<u8>,
+    text: String,
     slots: Vec<Slot>,
 }
 
@@ -44,7 +44,7 @@ pub struct RowId(u32);
 impl Rows {
     /// An empty store for rows of `width` columns.
     pub fn new(width: usize) -> Self {
-        Self { width, text: Vec::new(), slots: Vec::new() }
+        Self { width, text: String::new(), slots: Vec::new() }
     }
 
     /// Columns of a row.
@@ -93,8 +93,7 @@ impl Rows {
     pub fn cell(&self, row: RowId, column: usize) -> CellText<'_> {
         match self.slots.get(row.0 as usize * self.width + column) {
             Some(Slot::Text { start, end }) => {
-                let bytes = self.text.get(*start as usize..*end as usize).unwrap_or_default();
-                CellText::Text(std::str::from_utf8(bytes).expect("converters write UTF-8"))
+                CellText::Text(self.text.get(*start as usize..*end as usize).unwrap_or_default())
             }
             Some(Slot::Null) => CellText::Null,
             Some(Slot::Absent) => CellText::Absent,
@@ -139,16 +138,16 @@ impl Rows {
 
 /// Writes the cells of one new row. Cells not written stay [`CellText::Keep`].
 pub struct RowWriter<'a> {
-    text: &'a mut Vec<u8>,
+    text: &'a mut String,
     slots: &'a mut [Slot],
 }
 
 impl RowWriter<'_> {
-    /// Writes one cell; `write` appends UTF-8 text and says what it made.
+    /// Writes one cell; `write` appends text and says what it made.
     pub fn cell<E>(
         &mut self,
         column: usize,
-        write: impl FnOnce(&mut Vec<u8>) -> Result<Cell, E>,
+        write: impl FnOnce(&mut String) -> Result<Cell, E>,
     ) -> Result<(), E> {
         let offset = |length: usize| u32::try_from(length).expect("a batch's text is below 4 GiB");
         let start = self.text.len();
@@ -176,7 +175,7 @@ mod tests {
         let written = rows.push(|row| {
             for (column, cell) in cells.iter().enumerate() {
                 row.cell(column, |out| {
-                    out.extend_from_slice(cell.unwrap_or_default().as_bytes());
+                    out.push_str(cell.unwrap_or_default());
                     Ok::<_, ()>(if cell.is_some() { Cell::Text } else { Cell::Null })
                 })?;
             }
@@ -213,7 +212,7 @@ mod tests {
         let before = rows.byte_count();
         assert!(
             rows.push(|row| row.cell(0, |out| {
-                out.push(b'x');
+                out.push('x');
                 Err(())
             }))
             .is_err()

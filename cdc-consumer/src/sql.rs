@@ -323,12 +323,13 @@ pub fn sweep(table: &Table) -> String {
     )
 }
 
-/// Forgets keys deleted more than `$1` seconds ago, at most `$2` of them.
+/// Forgets keys deleted more than `$1` seconds ago, at most `$2` of them. One that a batch is just deleting
+/// again is left alone: waiting for it here, in the table's order, could be waiting in a circle.
 pub fn prune(table: &Table) -> String {
     let deleted = deleted_table(table);
     format!(
         "delete from {deleted} where ctid = any (array(select ctid from {deleted} \
-         where deleted_at < now() - make_interval(secs => $1) limit $2))"
+         where deleted_at < now() - make_interval(secs => $1) limit $2 for update skip locked))"
     )
 }
 

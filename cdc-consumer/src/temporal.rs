@@ -4,8 +4,6 @@
 //! because the range is PostgreSQL's (4713 BC to 294276 AD), which the usual crates do not cover, and
 //! because this runs once per value. Everything is UTC and proleptic Gregorian, like PostgreSQL.
 
-use std::io::Write;
-
 const MICROS_PER_SECOND: i64 = 1_000_000;
 const MICROS_PER_DAY: i64 = 86_400 * MICROS_PER_SECOND;
 
@@ -20,15 +18,15 @@ const POSITIVE_INFINITY_DAYS: [i32; 2] = [-2_147_472_692, -622_191_234];
 const NEGATIVE_INFINITY_DAYS: [i32; 2] = [-2_147_472_691, -625_821_272];
 
 /// `io.debezium.time.Date`: days from 1970-01-01.
-pub fn write_date(days: i32, out: &mut Vec<u8>) {
+pub fn write_date(days: i32, out: &mut String) {
     let [streamed, read] = POSITIVE_INFINITY_DAYS;
     if days == i32::MAX || days == streamed || days.abs_diff(read) <= 1 {
-        out.extend_from_slice(b"infinity");
+        out.push_str("infinity");
         return;
     }
     let [streamed, read] = NEGATIVE_INFINITY_DAYS;
     if days == i32::MIN || days == streamed || days.abs_diff(read) <= 1 {
-        out.extend_from_slice(b"-infinity");
+        out.push_str("-infinity");
         return;
     }
     let before_christ = write_civil(i64::from(days), out);
@@ -36,27 +34,28 @@ pub fn write_date(days: i32, out: &mut Vec<u8>) {
 }
 
 /// A time of day in microseconds from midnight. 24:00:00 is a time of its own in PostgreSQL.
-pub fn write_time(micros: i64, out: &mut Vec<u8>) {
+pub fn write_time(micros: i64, out: &mut String) {
     let (seconds, fraction) = (micros / MICROS_PER_SECOND, micros % MICROS_PER_SECOND);
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     write_two(hours, out);
-    out.push(b':');
+    out.push(':');
     write_two(minutes, out);
-    out.push(b':');
+    out.push(':');
     write_two(seconds, out);
     if fraction != 0 {
-        format(out, format_args!(".{fraction:06}"));
-        while out.last() == Some(&b'0') {
+        out.push('.');
+        write_padded(fraction, 6, out);
+        while out.ends_with('0') {
             out.pop();
         }
     }
 }
 
 /// A timestamp without time zone in microseconds from 1970-01-01 00:00.
-pub fn write_timestamp(micros: i64, out: &mut Vec<u8>) {
+pub fn write_timestamp(micros: i64, out: &mut String) {
     match micros {
-        i64::MAX | POSITIVE_INFINITY => out.extend_from_slice(b"infinity"),
-        i64::MIN | NEGATIVE_INFINITY => out.extend_from_slice(b"-infinity"),
+        i64::MAX | POSITIVE_INFINITY => out.push_str("infinity"),
+        i64::MIN | NEGATIVE_INFINITY => out.push_str("-infinity"),
         micros => {
             let (day, time) =
                 (micros.div_euclid(MICROS_PER_DAY), micros.rem_euclid(MICROS_PER_DAY));
@@ -66,14 +65,14 @@ pub fn write_timestamp(micros: i64, out: &mut Vec<u8>) {
 }
 
 /// A timestamp in milliseconds, whose range is larger than that of microseconds.
-pub fn write_timestamp_millis(millis: i64, out: &mut Vec<u8>) {
+pub fn write_timestamp_millis(millis: i64, out: &mut String) {
     const MILLIS_PER_DAY: i64 = MICROS_PER_DAY / 1000;
     match millis {
-        i64::MAX | POSITIVE_INFINITY => out.extend_from_slice(b"infinity"),
-        i64::MIN | NEGATIVE_INFINITY => out.extend_from_slice(b"-infinity"),
+        i64::MAX | POSITIVE_INFINITY => out.push_str("infinity"),
+        i64::MIN | NEGATIVE_INFINITY => out.push_str("-infinity"),
         // From microseconds.
-        millis if millis == POSITIVE_INFINITY / 1000 => out.extend_from_slice(b"infinity"),
-        millis if millis == NEGATIVE_INFINITY / 1000 => out.extend_from_slice(b"-infinity"),
+        millis if millis == POSITIVE_INFINITY / 1000 => out.push_str("infinity"),
+        millis if millis == NEGATIVE_INFINITY / 1000 => out.push_str("-infinity"),
         millis => {
             let time = millis.rem_euclid(MILLIS_PER_DAY) * 1000;
             write_moment(millis.div_euclid(MILLIS_PER_DAY), time, out);
@@ -82,37 +81,37 @@ pub fn write_timestamp_millis(millis: i64, out: &mut Vec<u8>) {
 }
 
 /// A timestamp in nanoseconds; PostgreSQL has microseconds.
-pub fn write_timestamp_nanos(nanos: i64, out: &mut Vec<u8>) {
+pub fn write_timestamp_nanos(nanos: i64, out: &mut String) {
     match nanos {
-        i64::MAX => out.extend_from_slice(b"infinity"),
-        i64::MIN => out.extend_from_slice(b"-infinity"),
+        i64::MAX => out.push_str("infinity"),
+        i64::MIN => out.push_str("-infinity"),
         nanos => write_timestamp(nanos.div_euclid(1000), out),
     }
 }
 
-fn write_moment(days_from_1970: i64, micros_of_day: i64, out: &mut Vec<u8>) {
+fn write_moment(days_from_1970: i64, micros_of_day: i64, out: &mut String) {
     let before_christ = write_civil(days_from_1970, out);
-    out.push(b' ');
+    out.push(' ');
     write_time(micros_of_day, out);
     write_era(before_christ, out);
 }
 
 /// Writes `YYYY-MM-DD` and tells whether the year is before Christ (the caller ends with ` BC`).
-fn write_civil(days_from_1970: i64, out: &mut Vec<u8>) -> bool {
+fn write_civil(days_from_1970: i64, out: &mut String) -> bool {
     let (year, month, day) = civil_from_days(days_from_1970);
     let before_christ = year <= 0;
     let year = if before_christ { 1 - year } else { year };
-    format(out, format_args!("{year:04}"));
-    out.push(b'-');
+    write_padded(year, 4, out);
+    out.push('-');
     write_two(month, out);
-    out.push(b'-');
+    out.push('-');
     write_two(day, out);
     before_christ
 }
 
-fn write_era(before_christ: bool, out: &mut Vec<u8>) {
+fn write_era(before_christ: bool, out: &mut String) {
     if before_christ {
-        out.extend_from_slice(b" BC");
+        out.push_str(" BC");
     }
 }
 
@@ -134,22 +133,26 @@ fn civil_from_days(days_from_1970: i64) -> (i64, i64, i64) {
     (year, month, day)
 }
 
-fn write_two(number: i64, out: &mut Vec<u8>) {
-    format(out, format_args!("{number:02}"));
+fn write_two(number: i64, out: &mut String) {
+    write_padded(number, 2, out);
 }
 
-fn format(out: &mut Vec<u8>, arguments: std::fmt::Arguments<'_>) {
-    out.write_fmt(arguments).expect("writing to a vector cannot fail");
+/// A number that is not negative, with zeros before it up to `width` digits.
+fn write_padded(number: i64, width: usize, out: &mut String) {
+    let mut digits = itoa::Buffer::new();
+    let digits = digits.format(number);
+    out.extend(std::iter::repeat_n('0', width.saturating_sub(digits.len())));
+    out.push_str(digits);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn text(write: impl FnOnce(&mut Vec<u8>)) -> String {
-        let mut out = Vec::new();
+    fn text(write: impl FnOnce(&mut String)) -> String {
+        let mut out = String::new();
         write(&mut out);
-        String::from_utf8(out).expect("ASCII")
+        out
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Single values as PostgreSQL reads them: the leaves of a [`crate::convert::Converter`].
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::fmt::Write;
 
 use crate::avro::Reader;
 use crate::convert::{Cell, Converter, PointField, ValueError};
@@ -10,29 +10,29 @@ use crate::temporal::write_date;
 
 /// What Debezium sends for a value that PostgreSQL stored out of line and did not log, because the
 /// update did not change it: *the view keeps what it has*. `unavailable.value.placeholder` by default.
-const PLACEHOLDER: &[u8] = b"__debezium_unavailable_value";
+const PLACEHOLDER: &str = "__debezium_unavailable_value";
 
 /// The same for an hstore sent as JSON.
-const PLACEHOLDER_JSON: &[u8] =
-    br#"{"__debezium_unavailable_value":"__debezium_unavailable_value"}"#;
+const PLACEHOLDER_JSON: &str =
+    r#"{"__debezium_unavailable_value":"__debezium_unavailable_value"}"#;
 
 /// The same for arrays of UUIDs: Java's name-based UUID of the placeholder.
-const PLACEHOLDER_UUID: &[u8] = b"b68a35a7-17ad-35b3-af2a-ae46edb4545a";
+const PLACEHOLDER_UUID: &str = "b68a35a7-17ad-35b3-af2a-ae46edb4545a";
 
 /// How an array that was not sent would be written, where its items are no text: Debezium makes an item of
 /// each byte of the placeholder, of whatever those items count.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ArrayPlaceholder(Vec<u8>);
+pub struct ArrayPlaceholder(String);
 
 impl ArrayPlaceholder {
     pub(crate) fn of(item: &Converter) -> Self {
-        let mut array = vec![b'{'];
-        let mut write = |item: &dyn Fn(i32, &mut Vec<u8>)| {
-            for (index, &byte) in PLACEHOLDER.iter().enumerate() {
-                let mut text = vec![];
+        let mut array = String::from("{");
+        let mut write = |item: &dyn Fn(i32, &mut String)| {
+            for (index, byte) in PLACEHOLDER.bytes().enumerate() {
+                let mut text = String::new();
                 item(i32::from(byte), &mut text);
                 if index > 0 {
-                    array.push(b',');
+                    array.push(',');
                 }
                 write_quoted(&text, &mut array);
             }
@@ -40,14 +40,14 @@ impl ArrayPlaceholder {
         match item {
             Converter::Union(branches) => {
                 let items = branches.iter().find(|branch| **branch != Converter::Null);
-                return items.map_or(Self(vec![]), Self::of);
+                return items.map_or(Self(String::new()), Self::of);
             }
-            Converter::Integer => write(&|number, out| put(out, format_args!("{number}"))),
+            Converter::Integer => write(&|number, out| write_integer(number.into(), out)),
             Converter::Date => write(&write_date),
             Converter::Text => write_quoted(PLACEHOLDER_UUID, &mut array),
-            _ => return Self(vec![]),
+            _ => return Self(String::new()),
         }
-        array.push(b'}');
+        array.push('}');
         Self(array)
     }
 }
@@ -55,28 +55,31 @@ impl ArrayPlaceholder {
 /// The digits PostgreSQL's `numeric` can hold after the point, and before it.
 const NUMERIC_SCALE: std::ops::RangeInclusive<i32> = -131_072..=16_383;
 
-pub(crate) fn put(out: &mut Vec<u8>, arguments: std::fmt::Arguments<'_>) {
-    out.write_fmt(arguments).expect("writing to a vector cannot fail");
+pub(crate) fn put(out: &mut String, arguments: std::fmt::Arguments<'_>) {
+    out.write_fmt(arguments).expect("writing to a string cannot fail");
 }
 
-pub(crate) fn write_text(text: &str, out: &mut Vec<u8>) -> Result<Cell, ValueError> {
-    if text.as_bytes() == PLACEHOLDER || text.as_bytes() == PLACEHOLDER_JSON {
+pub(crate) fn write_integer(number: i64, out: &mut String) {
+    out.push_str(itoa::Buffer::new().format(number));
+}
+
+pub(crate) fn write_text(text: &str, out: &mut String) -> Result<Cell, ValueError> {
+    if text == PLACEHOLDER || text == PLACEHOLDER_JSON {
         return Ok(Cell::Keep);
     }
     if text.as_bytes().contains(&0) {
         return Err(ValueError::Nul);
     }
-    out.extend_from_slice(text.as_bytes());
+    out.push_str(text);
     Ok(Cell::Text)
 }
 
-pub(crate) fn write_bytes(bytes: &[u8], out: &mut Vec<u8>) -> Cell {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    if bytes == PLACEHOLDER {
+pub(crate) fn write_bytes(bytes: &[u8], out: &mut String) -> Cell {
+    if bytes == PLACEHOLDER.as_bytes() {
         return Cell::Keep;
     }
-    out.extend_from_slice(b"\\x");
-    let digit = |nibble: u8| HEX.get(usize::from(nibble)).copied().unwrap_or(b'0');
+    out.push_str("\\x");
+    let digit = |nibble: u8| char::from_digit(nibble.into(), 16).unwrap_or('0');
     out.extend(bytes.iter().flat_map(|&byte| [digit(byte >> 4), digit(byte & 15)]));
     Cell::Text
 }
@@ -84,7 +87,7 @@ pub(crate) fn write_bytes(bytes: &[u8], out: &mut Vec<u8>) -> Cell {
 pub(crate) fn write_numeric(
     unscaled: &[u8],
     scale: i32,
-    out: &mut Vec<u8>,
+    out: &mut String,
 ) -> Result<(), ValueError> {
     if !NUMERIC_SCALE.contains(&scale) {
         return Err(ValueError::Scale(scale));
@@ -93,7 +96,7 @@ pub(crate) fn write_numeric(
     Ok(())
 }
 
-pub(crate) fn write_numeric_text(text: &str, out: &mut Vec<u8>) -> Result<Cell, ValueError> {
+pub(crate) fn write_numeric_text(text: &str, out: &mut String) -> Result<Cell, ValueError> {
     match text {
         "POSITIVE_INFINITY" => write_text("Infinity", out),
         "NEGATIVE_INFINITY" => write_text("-Infinity", out),
@@ -102,9 +105,9 @@ pub(crate) fn write_numeric_text(text: &str, out: &mut Vec<u8>) -> Result<Cell, 
 }
 
 /// Rust prints the shortest digits that read back to the same number, as PostgreSQL does.
-pub(crate) fn write_float(value: f64, single: bool, out: &mut Vec<u8>) {
+pub(crate) fn write_float(value: f64, single: bool, out: &mut String) {
     if value.is_infinite() {
-        out.extend_from_slice(if value > 0.0 { b"Infinity" } else { b"-Infinity" });
+        out.push_str(if value > 0.0 { "Infinity" } else { "-Infinity" });
     } else if single {
         #[expect(clippy::cast_possible_truncation, reason = "the value was read as an f32")]
         let value = value as f32;
@@ -116,7 +119,7 @@ pub(crate) fn write_float(value: f64, single: bool, out: &mut Vec<u8>) {
 
 /// Debezium's bits are little-endian and without the zero bytes at the end; PostgreSQL writes the highest
 /// bit first.
-pub(crate) fn write_bits(bytes: &[u8], length: usize, out: &mut Vec<u8>) -> Result<(), ValueError> {
+pub(crate) fn write_bits(bytes: &[u8], length: usize, out: &mut String) -> Result<(), ValueError> {
     let bit = |index: usize| {
         let byte = bytes.get(index / 8).copied().unwrap_or(0);
         byte >> (index % 8) & 1
@@ -124,28 +127,28 @@ pub(crate) fn write_bits(bytes: &[u8], length: usize, out: &mut Vec<u8>) -> Resu
     if (length..bytes.len() * 8).any(|index| bit(index) == 1) {
         return Err(ValueError::Bits);
     }
-    out.extend((0..length).rev().map(|index| b'0' + bit(index)));
+    out.extend((0..length).rev().map(|index| if bit(index) == 1 { '1' } else { '0' }));
     Ok(())
 }
 
 /// What Java makes of the driver's infinite dates and timestamps with `time.precision.mode=isostring`: the
 /// dates as streamed and as read in a snapshot.
-const INFINITE: [(&str, &[u8]); 6] = [
-    ("-5877611-06-21Z", b"infinity"),
-    ("-5877611-06-22Z", b"-infinity"),
-    ("+292278994-08-16Z", b"infinity"),
-    ("+292269055-12-02Z", b"-infinity"),
-    ("+294247-01-10T04:00:25.2Z", b"infinity"),
-    ("-290308-12-21T19:59:27.6Z", b"-infinity"),
+const INFINITE: [(&str, &str); 6] = [
+    ("-5877611-06-21Z", "infinity"),
+    ("-5877611-06-22Z", "-infinity"),
+    ("+292278994-08-16Z", "infinity"),
+    ("+292269055-12-02Z", "-infinity"),
+    ("+294247-01-10T04:00:25.2Z", "infinity"),
+    ("-290308-12-21T19:59:27.6Z", "-infinity"),
 ];
 
 /// ISO 8601 with Java's signed years to PostgreSQL's eras.
-pub(crate) fn write_iso(text: &str, out: &mut Vec<u8>) -> Result<Cell, ValueError> {
+pub(crate) fn write_iso(text: &str, out: &mut String) -> Result<Cell, ValueError> {
     if text.as_bytes().contains(&0) {
         return Err(ValueError::Nul);
     }
     if let Some((_, infinite)) = INFINITE.iter().find(|(iso, _)| *iso == text) {
-        out.extend_from_slice(infinite);
+        out.push_str(infinite);
         return Ok(Cell::Text);
     }
     let signed = text.strip_prefix('-').and_then(|rest| {
@@ -157,7 +160,7 @@ pub(crate) fn write_iso(text: &str, out: &mut Vec<u8>) -> Result<Cell, ValueErro
     } else if let Some(rest) = text.strip_prefix("0000-") {
         put(out, format_args!("0001-{rest} BC"));
     } else {
-        out.extend_from_slice(text.strip_prefix('+').unwrap_or(text).as_bytes());
+        out.push_str(text.strip_prefix('+').unwrap_or(text));
     }
     Ok(Cell::Text)
 }
@@ -165,7 +168,7 @@ pub(crate) fn write_iso(text: &str, out: &mut Vec<u8>) -> Result<Cell, ValueErro
 pub(crate) fn write_point(
     fields: &[PointField],
     reader: &mut Reader<'_>,
-    out: &mut Vec<u8>,
+    out: &mut String,
 ) -> Result<(), ValueError> {
     let (mut x, mut y) = (0.0, 0.0);
     for field in fields {
@@ -175,11 +178,11 @@ pub(crate) fn write_point(
             PointField::Other(node) => reader.skip(node)?,
         }
     }
-    out.push(b'(');
+    out.push('(');
     write_float(x, false, out);
-    out.push(b',');
+    out.push(',');
     write_float(y, false, out);
-    out.push(b')');
+    out.push(')');
     Ok(())
 }
 
@@ -189,13 +192,13 @@ pub(crate) fn write_array(
     item: &Converter,
     placeholder: &ArrayPlaceholder,
     reader: &mut Reader<'_>,
-    out: &mut Vec<u8>,
+    out: &mut String,
 ) -> Result<Cell, ValueError> {
-    let mut text = Vec::new();
+    let mut text = String::new();
     let mut first = true;
     let mut kept = false;
     let start = out.len();
-    out.push(b'{');
+    out.push('{');
     loop {
         let count = reader.block()?;
         if count == 0 {
@@ -203,45 +206,45 @@ pub(crate) fn write_array(
         }
         for _ in 0..count {
             if !std::mem::take(&mut first) {
-                out.push(b',');
+                out.push(',');
             }
             text.clear();
             match item.write(reader, &mut text)? {
-                Cell::Null => out.extend_from_slice(b"NULL"),
+                Cell::Null => out.push_str("NULL"),
                 Cell::Keep | Cell::Absent => kept = true,
                 Cell::Text if is_java_array(&text) => return Err(ValueError::NestedArray),
                 Cell::Text => write_quoted(&text, out),
             }
         }
     }
-    out.push(b'}');
+    out.push('}');
     kept |= out.get(start..).unwrap_or_default() == placeholder.0;
     Ok(if kept { Cell::Keep } else { Cell::Text })
 }
 
 /// What Java prints of an array: `[Ljava.lang.String;@26353367`.
-fn is_java_array(text: &[u8]) -> bool {
-    let class = text.starts_with(b"[Ljava.") || text.starts_with(b"[Lorg.postgresql.");
-    class && text.windows(2).any(|pair| pair == b";@")
+fn is_java_array(text: &str) -> bool {
+    let class = text.starts_with("[Ljava.") || text.starts_with("[Lorg.postgresql.");
+    class && text.contains(";@")
 }
 
 /// hstore out of a JSON object of texts.
-pub(crate) fn write_json_pairs(text: &str, out: &mut Vec<u8>) -> Result<Cell, ValueError> {
+pub(crate) fn write_json_pairs(text: &str, out: &mut String) -> Result<Cell, ValueError> {
     let pairs: Result<BTreeMap<String, Option<String>>, _> = serde_json::from_str(text);
-    let mut item = Vec::new();
+    let mut item = String::new();
     for (index, (key, value)) in pairs.map_err(|_| ValueError::NotPairs)?.iter().enumerate() {
         if index > 0 {
-            out.push(b',');
+            out.push(',');
         }
         item.clear();
         if write_text(key, &mut item)? == Cell::Keep {
             return Ok(Cell::Keep);
         }
         write_quoted(&item, out);
-        out.extend_from_slice(b"=>");
+        out.push_str("=>");
         item.clear();
         match value {
-            None => out.extend_from_slice(b"NULL"),
+            None => out.push_str("NULL"),
             Some(value) => {
                 write_text(value, &mut item)?;
                 write_quoted(&item, out);
@@ -254,9 +257,9 @@ pub(crate) fn write_json_pairs(text: &str, out: &mut Vec<u8>) -> Result<Cell, Va
 pub(crate) fn write_pairs(
     item: &Converter,
     reader: &mut Reader<'_>,
-    out: &mut Vec<u8>,
+    out: &mut String,
 ) -> Result<Cell, ValueError> {
-    let mut text = Vec::new();
+    let mut text = String::new();
     let mut first = true;
     let mut kept = false;
     loop {
@@ -266,15 +269,15 @@ pub(crate) fn write_pairs(
         }
         for _ in 0..count {
             if !std::mem::take(&mut first) {
-                out.push(b',');
+                out.push(',');
             }
             text.clear();
             kept |= write_text(reader.string()?, &mut text)? == Cell::Keep;
             write_quoted(&text, out);
-            out.extend_from_slice(b"=>");
+            out.push_str("=>");
             text.clear();
             match item.write(reader, &mut text)? {
-                Cell::Null => out.extend_from_slice(b"NULL"),
+                Cell::Null => out.push_str("NULL"),
                 Cell::Keep | Cell::Absent => kept = true,
                 Cell::Text => write_quoted(&text, out),
             }
@@ -283,13 +286,13 @@ pub(crate) fn write_pairs(
     Ok(if kept { Cell::Keep } else { Cell::Text })
 }
 
-pub(crate) fn write_quoted(text: &[u8], out: &mut Vec<u8>) {
-    out.push(b'"');
-    for &byte in text {
-        if matches!(byte, b'"' | b'\\') {
-            out.push(b'\\');
+pub(crate) fn write_quoted(text: &str, out: &mut String) {
+    out.push('"');
+    for letter in text.chars() {
+        if matches!(letter, '"' | '\\') {
+            out.push('\\');
         }
-        out.push(byte);
+        out.push(letter);
     }
-    out.push(b'"');
+    out.push('"');
 }

@@ -66,6 +66,26 @@ async fn consumers_that_count_the_same_departments_never_deadlock() {
     assert_eq!(deadlocks(&world).await, "0");
 }
 
+/// Whatever order the records came in: statements that lock in one order cannot wait in a circle.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_rows_of_a_batch_are_written_in_the_order_of_their_keys() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    // 7 and 1000 have no common divisor: each key once, none behind its predecessor.
+    feed.send(&world, &users.puts((0..1000).map(|number| number * 7 % 1000))).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    world.shows("user_view", &users.as_view()).await;
+    let disorder = "select count(*) from (
+        select user_id, lag(user_id) over (partition by xmin::text order by ctid) as before
+        from user_view) r where before > user_id";
+    assert_eq!(world.text(disorder).await, "0");
+    let batches = "select count(distinct xmin::text) from user_view";
+    let batches: usize = world.text(batches).await.parse().expect("a count");
+    assert!(batches < 500, "{batches} batches hardly hold rows to order");
+    consumer.stop().await;
+}
+
 const KEYS: i64 = 401;
 const LSN_MAX: i64 = 40_000;
 

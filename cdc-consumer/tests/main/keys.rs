@@ -82,6 +82,18 @@ async fn text_keys_with_quotes_and_quoted_names_are_exact() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn binary_keys_are_exact() {
+    // Text without a backslash means the same bytes to PostgreSQL and to the encoder of these tests.
+    check(
+        "create table by_bytes (k bytea primary key, value text)",
+        "by_bytes",
+        json!([{"name": "k", "type": "bytes"}]),
+        [json!({"k": "한글"}), json!({"k": ""}), json!({"k": "'\""})],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_that_only_postgresql_finds_equal_are_one_row() {
     let world = World::new().await;
     world

@@ -9,6 +9,7 @@ mod commits;
 mod deadlocks;
 mod declarations;
 mod epochs;
+mod evolution;
 mod fence;
 mod histories;
 mod hostile;

@@ -124,6 +124,39 @@ impl Source {
         Json::Object(settings)
     }
 
+    /// Stops the connector until [`Self::resume`]; its offsets stay.
+    pub(crate) async fn stop(&self) {
+        self.order("stop").await;
+        let active = format!(
+            "select count(*) from pg_replication_slots where slot_name = '{}' and active",
+            self.name
+        );
+        wait_until("the slot to be left", CONNECT_SOON, || async {
+            let mut db = self.db().await;
+            let count: i64 = sqlx::query_scalar(AssertSqlSafe(active.clone()))
+                .fetch_one(&mut db)
+                .await
+                .expect("a count");
+            if count == 0 { Ok(()) } else { Err("active".to_owned()) }
+        })
+        .await;
+    }
+
+    pub(crate) async fn resume(&self) {
+        self.order("resume").await;
+    }
+
+    async fn order(&self, verb: &str) {
+        let url = format!("{}/connectors/{}/{verb}", self.connect, self.name);
+        let answer = reqwest::Client::new().put(&url).send().await.expect("Connect answers");
+        assert!(answer.status().is_success(), "{verb}: {}", answer.status());
+    }
+
+    /// As an operator would who needs the space that the slot holds.
+    pub(crate) async fn drop_slot(&self) {
+        self.sql(&format!("select pg_drop_replication_slot('{}')", self.name)).await;
+    }
+
     /// What Connect says of the connector.
     pub(crate) async fn status(&self) -> Json {
         let url = format!("{}/connectors/{}/status", self.connect, self.name);
