@@ -74,7 +74,7 @@ impl Replay {
         }
         let mut connections = Vec::new();
         for number in 0..self.lists.len() {
-            let mut connection = self.database.connect_to(self.generation).await?;
+            let mut connection = self.database.connect_writer(self.generation).await?;
             // Counters of its own, as the consumer's transactions have them: writers that share
             // them deadlock.
             let sql = "select set_config('cdc.slot', $1, false)";

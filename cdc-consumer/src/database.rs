@@ -43,7 +43,7 @@ impl Database {
             ("tcp_user_timeout", idle.as_str()),
             // Compiling a plan costs more than any of our statements runs.
             ("jit", "off"),
-            // The arrays differ in length, not in shape: planning them again each time buys nothing.
+            // Questions of the same shape again and again. A writer's are another matter, see below.
             ("plan_cache_mode", "force_generic_plan"),
         ]);
         Ok(Self { options })
@@ -62,6 +62,19 @@ impl Database {
     /// A connection that finds unqualified names in a generation.
     pub async fn connect_to(&self, generation: Generation) -> Result<PgConnection, DatabaseError> {
         self.connect_with(&self.options_of(generation)).await
+    }
+
+    /// A connection that applies batches to a generation.
+    ///
+    /// Each batch is planned for its own size and for the tables as they are. A plan that is kept was made for
+    /// the first batches, often of an empty table, where reading it whole is cheapest; every later batch
+    /// then reads a table whole that has grown, and applies a twentieth of the rows a second.
+    pub async fn connect_writer(
+        &self,
+        generation: Generation,
+    ) -> Result<PgConnection, DatabaseError> {
+        let options = self.options_of(generation);
+        self.connect_with(&options.options([("plan_cache_mode", "force_custom_plan")])).await
     }
 
     /// The options of a connection that finds unqualified names in a generation.

@@ -72,7 +72,8 @@ pub struct ViewBatch {
     key_width: usize,
     rows: Rows,
     entries: Vec<Entry>,
-    by_key: HashTable<u32>,
+    /// Hash of the key, index of its entry. Kept together, so that growing reads no key again.
+    by_key: HashTable<(u64, u32)>,
     hasher: DefaultHashBuilder,
     /// Highest position of a TRUNCATE: rows below it go, whatever partition they came from.
     pub truncated_at: Option<SourcePosition>,
@@ -118,7 +119,7 @@ impl ViewBatch {
 
     /// Approximate memory held.
     pub fn byte_count(&self) -> usize {
-        let entry = size_of::<Entry>() + size_of::<u32>() * 2;
+        let entry = size_of::<Entry>() + size_of::<(u64, u32)>() * 2;
         self.rows.byte_count() + self.entries.len() * entry
     }
 
@@ -157,19 +158,16 @@ impl ViewBatch {
         fill: impl FnOnce(&mut RowWriter<'_>) -> Result<(), E>,
     ) -> Result<Folded, E> {
         entry.row = self.rows.push(fill)?;
-        let hash = self.hash_key(entry.row);
-        let Self { by_key, rows, entries, key_width, hasher, .. } = self;
-        let found = by_key.find(hash, |index| {
-            let other = entries.get(*index as usize);
+        let hash = hash_key(&self.hasher, &self.rows, self.key_width, entry.row);
+        let Self { by_key, rows, entries, key_width, .. } = self;
+        let found = by_key.find(hash, |(known, index)| {
+            let other = entries.get(*index as usize).filter(|_| *known == hash);
             other.is_some_and(|other| same_key(rows, *key_width, entry.row, other.row))
         });
-        let Some(older) = found.and_then(|index| entries.get_mut(*index as usize)) else {
+        let Some(older) = found.and_then(|(_, index)| entries.get_mut(*index as usize)) else {
             let index = u32::try_from(entries.len()).expect("a batch has fewer than 2^32 changes");
             entries.push(entry);
-            by_key.insert_unique(hash, index, |index| {
-                let row = entries.get(*index as usize).map_or(entry.row, |entry| entry.row);
-                hash_key(hasher, rows, *key_width, row)
-            });
+            by_key.insert_unique(hash, (hash, index), |(hash, _)| *hash);
             return Ok(Folded::New);
         };
         if entry.action == Action::Erase {
@@ -196,10 +194,6 @@ impl ViewBatch {
         *older = entry;
         self.counts.folded += 1;
         Ok(Folded::Replaced)
-    }
-
-    fn hash_key(&self, row: RowId) -> u64 {
-        hash_key(&self.hasher, &self.rows, self.key_width, row)
     }
 }
 

@@ -142,7 +142,7 @@ impl Writer {
     ) -> Result<Attempt, SessionError> {
         let connection = match slot {
             Some(connection) => connection,
-            None => slot.insert(self.database.connect_to(self.target.generation).await?),
+            None => slot.insert(self.database.connect_writer(self.target.generation).await?),
         };
         if !backoff.fresh() && fence::settled(connection, &batch.claims).await? {
             tracing::info!("a commit without an answer had taken effect");
