@@ -145,10 +145,10 @@ impl<'a> Reader<'a> {
         match node {
             Node::Null => {}
             Node::Boolean => drop(self.fixed(1)?),
-            Node::Int(_) | Node::Long(_) | Node::Enum(_) => drop(self.long()?),
+            Node::Int(_) | Node::Long(_) | Node::Enum(_) => self.skip_long()?,
             Node::Float => drop(self.fixed(4)?),
             Node::Double => drop(self.fixed(8)?),
-            Node::Bytes(_) | Node::String(_) => drop(self.bytes()?),
+            Node::Bytes(_) | Node::String(_) => self.skip_bytes()?,
             Node::Fixed(length) => drop(self.fixed(*length)?),
             Node::Array(item) => self.skip_blocks(|reader| reader.skip(item))?,
             Node::Map(item) => self.skip_blocks(|reader| {
@@ -166,6 +166,25 @@ impl<'a> Reader<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Up to nine bytes cannot hold too much; a tenth is read to see.
+    fn skip_long(&mut self) -> Result<(), AvroError> {
+        if let Some(last) = self.rest.iter().take(9).position(|&byte| byte < 0x80) {
+            self.rest = self.rest.get(last + 1..).unwrap_or_default();
+            return Ok(());
+        }
+        self.long().map(drop)
+    }
+
+    /// A length of one byte that is not negative, as most are, needs no decoding.
+    fn skip_bytes(&mut self) -> Result<(), AvroError> {
+        if let Some(&length) = self.rest.first().filter(|&&byte| byte & 0x81 == 0) {
+            let end = 1 + usize::from(length >> 1);
+            self.rest = self.rest.get(end..).ok_or(AvroError::BadLength)?;
+            return Ok(());
+        }
+        self.bytes().map(drop)
     }
 
     fn skip_blocks(
@@ -208,6 +227,32 @@ mod tests {
         assert_eq!(Reader::new(&[1]).bytes(), Err(AvroError::BadLength));
         assert_eq!(Reader::new(&[2, 0xff]).string(), Err(AvroError::NotUtf8));
         assert_eq!(Reader::new(&[200, 1]).block(), Err(AvroError::BadLength));
+    }
+
+    #[test]
+    fn what_is_skipped_is_what_would_be_read() {
+        let check =
+            |node: &Node, bytes: &[u8], read: fn(&mut Reader<'_>) -> Result<(), AvroError>| {
+                let (mut skipped, mut taken) = (Reader::new(bytes), Reader::new(bytes));
+                assert_eq!(skipped.skip(node), read(&mut taken), "{bytes:?}");
+                assert_eq!(skipped.rest().len(), taken.rest().len(), "{bytes:?}");
+            };
+        let long = |bytes: &[u8]| check(&Node::Long(None), bytes, |it| it.long().map(drop));
+        long(&[0, 9]);
+        long(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01, 9]);
+        long(&[0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x01, 9]);
+        let text = |bytes: &[u8]| check(&Node::String(None), bytes, |it| it.bytes().map(drop));
+        text(&[0, 9]);
+        text(&[4, b'a', b'b', 9]);
+        let mut longer = vec![0x80, 0x01];
+        longer.extend([b'a'; 65]);
+        text(&longer);
+        for bytes in [&[0xff; 11][..], &[0x80], &[]] {
+            assert!(Reader::new(bytes).skip(&Node::Long(None)).is_err());
+        }
+        for bytes in [&[4, b'a'][..], &[1], &[]] {
+            assert!(Reader::new(bytes).skip(&Node::String(None)).is_err());
+        }
     }
 
     #[test]

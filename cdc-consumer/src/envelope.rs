@@ -80,9 +80,9 @@ enum SourceField {
 }
 
 #[derive(Default)]
-struct Source {
+struct Source<'a> {
     lsn: Option<i64>,
-    sequence_lsn: Option<i64>,
+    sequence: Option<&'a str>,
     origin: Option<Origin>,
     ends_snapshot: bool,
     time_micros: Option<i64>,
@@ -139,7 +139,10 @@ impl EnvelopePlan {
         Ok(Envelope {
             operation: parse_operation(operation)?,
             after,
-            lsn: source.lsn.or(source.sequence_lsn).ok_or(EnvelopeError::NoPosition)?,
+            lsn: source
+                .lsn
+                .or_else(|| source.sequence.and_then(sequence_lsn))
+                .ok_or(EnvelopeError::NoPosition)?,
             origin: source.origin.unwrap_or(Origin::Streaming),
             ends_snapshot: source.ends_snapshot,
             source_time_micros: source
@@ -173,11 +176,11 @@ fn source_steps(node: &Node) -> Result<Vec<(SourceField, Node)>, EnvelopeSchemaE
     if has_lsn { Ok(steps) } else { Err(EnvelopeSchemaError::NotPostgres) }
 }
 
-impl Source {
+impl<'a> Source<'a> {
     fn read(
         &mut self,
         fields: &[(SourceField, Node)],
-        reader: &mut Reader<'_>,
+        reader: &mut Reader<'a>,
     ) -> Result<(), AvroError> {
         for (field, node) in fields {
             match field {
@@ -185,9 +188,7 @@ impl Source {
                 SourceField::Lsn => self.lsn = scalar_number(node, reader)?,
                 SourceField::TimeMillis => self.time_millis = scalar_number(node, reader)?,
                 SourceField::TimeMicros => self.time_micros = scalar_number(node, reader)?,
-                SourceField::Sequence => {
-                    self.sequence_lsn = scalar_text(node, reader)?.and_then(sequence_lsn);
-                }
+                SourceField::Sequence => self.sequence = scalar_text(node, reader)?,
                 SourceField::Snapshot => {
                     let snapshot = scalar_text(node, reader)?;
                     self.origin = snapshot.map(origin);

@@ -13,8 +13,7 @@ use crate::temporal::write_date;
 const PLACEHOLDER: &str = "__debezium_unavailable_value";
 
 /// The same for an hstore sent as JSON.
-const PLACEHOLDER_JSON: &str =
-    r#"{"__debezium_unavailable_value":"__debezium_unavailable_value"}"#;
+const PLACEHOLDER_JSON: &str = r#"{"__debezium_unavailable_value":"__debezium_unavailable_value"}"#;
 
 /// The same for arrays of UUIDs: Java's name-based UUID of the placeholder.
 const PLACEHOLDER_UUID: &str = "b68a35a7-17ad-35b3-af2a-ae46edb4545a";

@@ -130,7 +130,9 @@ async fn an_incremental_snapshot_under_load_mends_the_view() {
     ];
     let (world, source) = items(view, &settings).await;
     source.sql("create table debezium_signal (id text primary key, type text, data text)").await;
-    source.sql("insert into item select n, 'quiet', n, 'q' from generate_series(1000, 1999) n").await;
+    source
+        .sql("insert into item select n, 'quiet', n, 'q' from generate_series(1000, 1999) n")
+        .await;
     let columns = ["id", "name", "amount", "note"];
     let consumer = Consumer::start(&world, &declared(&source, ""), &[]);
     source.is_shown(&world, &consumer, "item", &columns).await;
@@ -167,14 +169,18 @@ async fn a_lost_slot_is_mended_by_a_new_snapshot_and_no_ghost_stays() {
 
     source.stop().await;
     source.drop_slot().await;
-    source.sql("delete from item where id % 3 = 0; update item set name = 'unheard' where id = 1").await;
+    source
+        .sql("delete from item where id % 3 = 0; update item set name = 'unheard' where id = 1")
+        .await;
     source.sql("insert into item values (1000, 'new', 1, null)").await;
     let fewest = Fewest::watch(&world).await;
     source.resume().await;
     source.is_shown(&world, &consumer, "item", &columns).await;
     assert!(fewest.seen().await > 100, "a reader saw the view without its rows");
     // Streaming goes on behind the snapshot.
-    source.sql("delete from item where id = 1000; insert into item values (3, 'again', 3, null)").await;
+    source
+        .sql("delete from item where id = 1000; insert into item values (3, 'again', 3, null)")
+        .await;
     source.is_shown(&world, &consumer, "item", &columns).await;
     consumer.stop().await;
 }
