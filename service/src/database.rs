@@ -3,7 +3,6 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use axum::http::StatusCode;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -16,7 +15,8 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the readiness probe waits for the database.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
-const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// When a client may try again what could not be done now.
+pub const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// A pool that connects when it is first used, so that a service starts, and says that it is not
 /// ready, while its database is away. Fails only if `url` cannot be read.
@@ -72,9 +72,11 @@ pub fn violated(error: &sqlx::Error) -> Option<&str> {
     error.as_database_error().and_then(|error| error.constraint())
 }
 
-/// 409: another row has this already.
-pub fn conflict(code: &'static str, title: &'static str, cause: sqlx::Error) -> Problem {
-    Problem::new(StatusCode::CONFLICT, code, title).cause(cause)
+/// Whether the database refused what was asked of it, rather than being away or short of something: the
+/// same statement would be refused again.
+pub fn is_refusal(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| !is_passing(&code))
 }
 
 fn unavailable(error: sqlx::Error) -> Problem {

@@ -9,6 +9,7 @@ use sqlx::PgPool;
 
 mod users;
 
+mod inserts;
 mod user_body;
 
 /// Longest time a request may take before it is answered with 503.

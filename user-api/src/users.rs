@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::http::header::LOCATION;
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json as JsonAnswer, Router};
 use serde::Serialize;
 use service::page::PageQuery;
@@ -14,6 +14,7 @@ use service::{Json, Path, Problem, Query, database, timestamp};
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
+use crate::inserts::{self, Inserts};
 use crate::user_body::{User, UserBody};
 
 const LIST_LIMIT_DEFAULT: i64 = 100;
@@ -21,26 +22,30 @@ const LIST_LIMIT_MAX: i64 = 1000;
 
 /// The routes of users.
 pub(crate) fn router(pool: PgPool) -> Router {
+    let creating = Router::new()
+        .route("/api/users", post(create))
+        .with_state(Inserts::start(&pool));
     Router::new()
-        .route("/api/users", get(list).post(create))
+        .route("/api/users", get(list))
         .route("/api/users/{id}", get(read).put(update).delete(delete))
         .with_state(pool)
+        .merge(creating)
 }
 
 /// A user as every answer shows it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct UserRow {
-    id: i64,
-    name: String,
-    email: String,
-    department: String,
-    status: String,
+pub(crate) struct UserRow {
+    pub(crate) id: i64,
+    pub(crate) name: String,
+    pub(crate) email: String,
+    pub(crate) department: String,
+    pub(crate) status: String,
     #[serde(serialize_with = "timestamp::serialize")]
-    created_at: OffsetDateTime,
+    pub(crate) created_at: OffsetDateTime,
     #[serde(serialize_with = "timestamp::serialize")]
-    updated_at: OffsetDateTime,
-    version: i64,
+    pub(crate) updated_at: OffsetDateTime,
+    pub(crate) version: i64,
 }
 
 async fn list(
@@ -66,23 +71,10 @@ async fn list(
 }
 
 async fn create(
-    State(pool): State<PgPool>,
+    State(inserts): State<Inserts>,
     Json(body): Json<UserBody>,
 ) -> Result<impl IntoResponse, Problem> {
-    let User { name, email, department, status } = body.create()?;
-    let user = sqlx::query_as!(
-        UserRow,
-        "insert into users (name, email, department, status)
-         values ($1, $2, $3, coalesce($4, 'ACTIVE'))
-         returning id, name, email, department, status, created_at, updated_at, version",
-        name,
-        email,
-        department,
-        status,
-    )
-    .fetch_one(&pool)
-    .await
-    .map_err(refused)?;
+    let user = inserts.insert(body.create()?).await?;
     let location = [(LOCATION, format!("/api/users/{}", user.id))];
     Ok((StatusCode::CREATED, location, etag(user.version), JsonAnswer(user)))
 }
@@ -174,12 +166,9 @@ fn unknown(id: i64) -> Problem {
 }
 
 /// Uniqueness is not looked up first: two requests could both find nothing. The constraint knows.
-fn refused(error: sqlx::Error) -> Problem {
+pub(crate) fn refused(error: sqlx::Error) -> Problem {
     match database::violated(&error) {
-        Some("users_email_key") => {
-            database::conflict("duplicate-email", "E-mail address is taken", error)
-                .detail("another user has this e-mail address")
-        }
+        Some("users_email_key") => inserts::taken(Some(error)),
         Some("users_status_check") => {
             Problem::invalid(vec![FieldError::new("status", "is not a status that users have")])
                 .cause(error)

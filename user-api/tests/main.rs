@@ -104,6 +104,39 @@ async fn an_email_belongs_to_one_user() {
     .await;
 }
 
+/// Twenty addresses, three requests each, all at once.
+#[tokio::test]
+async fn requests_that_meet_share_commits_and_each_gets_its_own_answer() {
+    with_api(async |api| {
+        let mut requests = tokio::task::JoinSet::new();
+        for number in 0..60 {
+            let api = api.clone();
+            let user = json!({ "name": format!("user {number}"),
+                "email": format!("user{}@example.com", number % 20), "department": "개발팀" });
+            requests.spawn(async move { (number, api.send("POST", "/api/users", &user).await) });
+        }
+        let mut created = 0;
+        while let Some(done) = requests.join_next().await {
+            let (number, answer) = done.unwrap();
+            if answer.status == StatusCode::CREATED {
+                created += 1;
+                assert_eq!(answer.body["name"], format!("user {number}"));
+                assert_eq!(answer.body["email"], format!("user{}@example.com", number % 20));
+                let read = api.get(answer.header("location")).await;
+                assert_eq!(read.body, answer.body);
+            } else {
+                answer.is_problem(409, "duplicate-email");
+            }
+        }
+        assert_eq!(created, 20);
+        let sql = "select count(*), count(distinct xmin::text) from users";
+        let (rows, commits): (i64, i64) = sqlx::query_as(sql).fetch_one(&api.pool).await.unwrap();
+        assert_eq!(rows, 20);
+        assert!(commits < rows, "{commits} commits for {rows} rows");
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_change_of_an_outdated_version_is_refused() {
     with_api(async |api| {
