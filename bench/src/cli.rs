@@ -1,6 +1,7 @@
 //! What one may type after `./dev bench`.
 
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -28,6 +29,10 @@ pub(crate) enum Verb {
     Drain(DrainOptions),
     /// Criterion measures the decoding of real envelopes: ours, and into apache-avro's values
     Decode(DecodeOptions),
+    /// From a commit at the source to a reader who sees it in the view, at fixed rates
+    Latency(LatencyOptions),
+    /// The original's run: users posted through REST, with the view counted beside it
+    Load(LoadOptions),
     /// Draw results of `drain` as SVG, each beside its JSON file
     Plot(PlotOptions),
 }
@@ -77,6 +82,39 @@ pub(crate) struct DecodeOptions {
     /// Records to decode again and again
     #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) records: u64,
+
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LatencyOptions {
+    /// Writes a second, one run each
+    #[arg(long, value_delimiter = ',', default_value = "500,200,2000", value_parser = clap::value_parser!(u32).range(16..=10_000))]
+    pub(crate) rates: Vec<u32>,
+
+    /// How long each run takes
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub(crate) seconds: u32,
+
+    /// Measure the first rate once more with Debezium's and Kafka's defaults instead of the connector's
+    /// shipped settings for speed
+    #[arg(long)]
+    pub(crate) connector_defaults: bool,
+
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LoadOptions {
+    /// Users to create
+    #[arg(long, default_value_t = 452_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) users: u64,
+
+    /// Clients that post side by side, each waiting for its answer
+    #[arg(long, default_value = "64")]
+    pub(crate) clients: NonZeroUsize,
 
     #[command(flatten)]
     pub(crate) output: Output,

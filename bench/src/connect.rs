@@ -35,6 +35,13 @@ impl Connector {
         Self { url, client: Client::new(), name: name.to_owned() }
     }
 
+    /// What a registered connector was configured with.
+    pub(crate) async fn settings(servers: &Servers, name: &str) -> anyhow::Result<Json> {
+        let connector = Self::named(servers, name);
+        let response = connector.client.get(format!("{}/config", connector.url)).send().await?;
+        Ok(response.error_for_status()?.json().await?)
+    }
+
     /// Registers it and waits until all its tasks run.
     pub(crate) async fn start(
         servers: &Servers,

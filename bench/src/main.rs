@@ -9,7 +9,9 @@ mod decode;
 mod drain;
 mod figures;
 mod jdbc;
+mod latency;
 mod library;
+mod load;
 mod operations;
 mod ours;
 mod plot;
@@ -33,6 +35,8 @@ async fn main() -> ExitCode {
         Verb::Agree(options) => agree::run(&options).await,
         Verb::Drain(options) => drain::run(&options).await,
         Verb::Decode(options) => decode::run(&options).await,
+        Verb::Latency(options) => latency::run(&options).await,
+        Verb::Load(options) => load::run(&options).await,
         Verb::Plot(options) => plot::run(&options),
     };
     match outcome {

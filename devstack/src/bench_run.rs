@@ -17,8 +17,12 @@ pub(crate) async fn run(
     arguments: &[String],
     progress: &Progress,
 ) -> anyhow::Result<()> {
-    let serverless = ["-h", "--help", "help", "plot"];
-    if !arguments.iter().any(|argument| serverless.contains(&argument.as_str())) {
+    let has = |words: &[&str]| arguments.iter().any(|argument| words.contains(&argument.as_str()));
+    if has(&["-h", "--help", "help", "plot"]) {
+        // Needs no servers.
+    } else if has(&["latency", "load"]) {
+        stack.up(Extent::Everything, progress).await?;
+    } else {
         devstack::fetch_jdbc_sink(stack.places(), progress).await?;
         stack.up(Extent::Servers, progress).await?;
         if !offers_the_sink().await? {

@@ -43,6 +43,7 @@ Examples:
   eval \"$(./dev env)\"                          addresses for your own shell
   ./dev chaos --minutes 5                      faults for five minutes, then a comparison
   ./dev start cdc-consumer-2                   a second consumer shares the partitions
+  ./dev load                                   452,000 users through REST; the view must keep up
   ./dev bench agree                            our table, the JDBC sink's and the source, row for row
   ./dev down --wipe                            stop everything and delete its data
 
@@ -91,6 +92,12 @@ pub(crate) enum Verb {
     /// Measure the consumer beside the Debezium JDBC sink and plain SQL (release build; bench --help)
     #[command(disable_help_flag = true)]
     Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// The original example's run: post users through REST, and count the view beside it (load --help)
+    #[command(disable_help_flag = true)]
+    Load {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },

@@ -41,6 +41,10 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Bench { args } => {
             bench_run::run(&stack, &cli.caller_directory, &args, &progress).await?;
         }
+        Verb::Load { args } => {
+            let args = [vec!["load".to_owned()], args].concat();
+            bench_run::run(&stack, &cli.caller_directory, &args, &progress).await?;
+        }
         Verb::Fuzz(options) => return fuzz::run(stack.places(), &progress, &options).await,
         Verb::Env => print(&exports()),
         Verb::Kafka { tool, args } => {

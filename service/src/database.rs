@@ -75,7 +75,7 @@ pub fn violated(error: &sqlx::Error) -> Option<&str> {
 /// Whether the database refused what was asked of it, rather than being away or short of something: the
 /// same statement would be refused again.
 pub fn is_refusal(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
     code.is_some_and(|code| !is_passing(&code))
 }
 

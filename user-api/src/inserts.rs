@@ -50,9 +50,9 @@ impl Inserts {
     /// Inserts a user. Once this returns a row, it is committed.
     pub(crate) async fn insert(&self, user: User) -> Answer {
         let (answer, inserted) = oneshot::channel();
-        let gone = |_| Problem::unavailable(database::RETRY_AFTER);
-        self.requests.send(Request { user, answer }).await.map_err(|_| gone(()))?;
-        inserted.await.map_err(|_| gone(()))?
+        let unavailable = || Problem::unavailable(database::RETRY_AFTER);
+        self.requests.send(Request { user, answer }).await.map_err(|_| unavailable())?;
+        inserted.await.map_err(|_| unavailable())?
     }
 }
 
@@ -134,9 +134,8 @@ async fn insert_rows<'u>(
 
 /// 409: another user has this address.
 pub(crate) fn taken(cause: Option<sqlx::Error>) -> Problem {
-    let problem =
-        Problem::new(StatusCode::CONFLICT, "duplicate-email", "E-mail address is taken")
-            .detail("another user has this e-mail address");
+    let problem = Problem::new(StatusCode::CONFLICT, "duplicate-email", "E-mail address is taken")
+        .detail("another user has this e-mail address");
     match cause {
         Some(cause) => problem.cause(cause),
         None => problem,

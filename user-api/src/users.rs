@@ -22,9 +22,8 @@ const LIST_LIMIT_MAX: i64 = 1000;
 
 /// The routes of users.
 pub(crate) fn router(pool: PgPool) -> Router {
-    let creating = Router::new()
-        .route("/api/users", post(create))
-        .with_state(Inserts::start(&pool));
+    let creating =
+        Router::new().route("/api/users", post(create)).with_state(Inserts::start(&pool));
     Router::new()
         .route("/api/users", get(list))
         .route("/api/users/{id}", get(read).put(update).delete(delete))
