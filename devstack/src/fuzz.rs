@@ -57,7 +57,7 @@ pub(crate) async fn run(
     progress: &Progress,
     options: &Options,
 ) -> anyhow::Result<ExitCode> {
-    let mut fuzz = Fuzz::new(places)?;
+    let fuzz = Fuzz::new(places)?;
     let targets = fuzz.targets(&options.only)?;
     fuzz.install(progress).await?;
     let step = progress.step("fuzz targets", "building; the first time takes minutes");
@@ -127,8 +127,16 @@ impl Fuzz {
     }
 
     /// The pinned nightly compiler and cargo-fuzz, unless they are there.
-    async fn install(&mut self, progress: &Progress) -> anyhow::Result<()> {
-        self.install_compiler(progress).await?;
+    async fn install(&self, progress: &Progress) -> anyhow::Result<()> {
+        let listed = Command::new("rustup").args(["toolchain", "list"]).output().await;
+        let listed = listed.context("fuzzing needs rustup, to install a nightly compiler")?;
+        if !String::from_utf8_lossy(&listed.stdout).contains(&self.channel) {
+            let step = progress.step("compiler", "installing the pinned nightly compiler");
+            let mut rustup = Command::new("rustup");
+            rustup.args(["toolchain", "install", &self.channel, "--profile", "minimal"]);
+            finish(&mut rustup, &format!("rustup toolchain install {}", self.channel)).await?;
+            step.done(&format!("{} installed", self.channel));
+        }
         let known = self.cargo(&["--version"], &[]).stderr(Stdio::null()).output().await;
         let known = known.context("cannot run cargo")?;
         if !known.status.success() {
@@ -138,31 +146,6 @@ impl Fuzz {
             cargo.arg(self.tools()).current_dir(&self.root);
             finish(&mut cargo, "cargo install cargo-fuzz").await?;
             step.done("installed");
-        }
-        Ok(())
-    }
-
-    /// Where the pinned compiler is not to be had (no network), another nightly does as well: what is
-    /// tried is our code, not the compiler.
-    async fn install_compiler(&mut self, progress: &Progress) -> anyhow::Result<()> {
-        let listed = Command::new("rustup").args(["toolchain", "list"]).output().await;
-        let listed = listed.context("fuzzing needs rustup, to install a nightly compiler")?;
-        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
-        if listed.contains(&self.channel) {
-            return Ok(());
-        }
-        let step = progress.step("compiler", "installing the pinned nightly compiler");
-        let mut rustup = Command::new("rustup");
-        rustup.args(["toolchain", "install", &self.channel, "--profile", "minimal"]);
-        let installed =
-            finish(&mut rustup, &format!("rustup toolchain install {}", self.channel)).await;
-        match installed {
-            Ok(()) => step.done(&format!("{} installed", self.channel)),
-            Err(_) if listed.contains("nightly-") => {
-                step.done(&format!("{} cannot be installed; taking nightly", self.channel));
-                "nightly".clone_into(&mut self.channel);
-            }
-            Err(error) => return Err(error),
         }
         Ok(())
     }
