@@ -29,6 +29,8 @@ pub(crate) enum Verb {
     Drain(DrainOptions),
     /// Criterion measures the decoding of real envelopes: ours, and into apache-avro's values
     Decode(DecodeOptions),
+    /// Requests a second through user-api and post-api, and statements a second without them
+    Api(ApiOptions),
     /// From a commit at the source to a reader who sees it in the view, at fixed rates
     Latency(LatencyOptions),
     /// The original's run: users posted through REST, with the view counted beside it
@@ -82,6 +84,20 @@ pub(crate) struct DecodeOptions {
     /// Records to decode again and again
     #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) records: u64,
+
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ApiOptions {
+    /// How long each side runs at a time
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub(crate) seconds: u64,
+
+    /// How often; the sides take turns
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) repeat: u32,
 
     #[command(flatten)]
     pub(crate) output: Output,

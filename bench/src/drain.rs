@@ -51,12 +51,15 @@ struct Ratio {
     times: Spread,
 }
 
-const RATIOS: [(Contestant, Contestant); 7] = [
+const RATIOS: [(Contestant, Contestant); 9] = [
     (Contestant::Ours, Contestant::Sink),
     (Contestant::Ours, Contestant::SinkTuned),
     (Contestant::Ours, Contestant::Sql),
     (Contestant::Ours, Contestant::Transactions),
     (Contestant::Ours, Contestant::Copy),
+    // The price of the fence: the same statements with it and without.
+    (Contestant::Transactions, Contestant::Sql),
+    (Contestant::TransactionsView, Contestant::SqlView),
     (Contestant::OursView, Contestant::SqlView),
     (Contestant::OursView, Contestant::TransactionsView),
 ];

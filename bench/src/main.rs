@@ -1,6 +1,7 @@
 //! `bench`: see `--help`. Started by `./dev bench`, which brings the servers up first.
 
 mod agree;
+mod api;
 mod cli;
 mod connect;
 mod contest;
@@ -35,6 +36,7 @@ async fn main() -> ExitCode {
         Verb::Agree(options) => agree::run(&options).await,
         Verb::Drain(options) => drain::run(&options).await,
         Verb::Decode(options) => decode::run(&options).await,
+        Verb::Api(options) => api::run(&options).await,
         Verb::Latency(options) => latency::run(&options).await,
         Verb::Load(options) => load::run(&options).await,
         Verb::Plot(options) => plot::run(&options),

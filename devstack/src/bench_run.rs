@@ -20,7 +20,7 @@ pub(crate) async fn run(
     let has = |words: &[&str]| arguments.iter().any(|argument| words.contains(&argument.as_str()));
     if has(&["-h", "--help", "help", "plot"]) {
         // Needs no servers.
-    } else if has(&["latency", "load"]) {
+    } else if has(&["api", "latency", "load"]) {
         stack.up(Extent::Everything, progress).await?;
     } else {
         devstack::fetch_jdbc_sink(stack.places(), progress).await?;

@@ -1,0 +1,280 @@
+//! `./dev bench api`: requests a second through the services, and statements a second without them.
+//!
+//! The other side is what pgbench would do: as many connections, each with one prepared statement, the
+//! same that the service runs. Both sides take turns; an answer that is no success ends the run.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use devstack::addresses::{HOST, POST_API_PORT, POST_DATABASE, USER_API_PORT, USER_DATABASE};
+use rand::RngExt;
+use reqwest::Client;
+use serde::Serialize;
+use serde_json::json;
+use sqlx::{AssertSqlSafe, PgConnection};
+use tokio::task::JoinSet;
+
+use crate::cli::{ApiOptions, print};
+use crate::figures::{Spread, float};
+use crate::report;
+use crate::servers::{Conditions, Servers, admin, execute};
+
+/// Rows to read from: enough that a list is a page among many.
+const ROWS: i64 = 20_000;
+/// Of a page when nothing else is asked for, and one more to see whether another follows.
+const PAGE_ROWS: i64 = 101;
+const CLIENTS: [usize; 2] = [1, 64];
+const READY_MAX: Duration = Duration::from_mins(1);
+
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Operation {
+    CreateUser,
+    ReadUser,
+    ListUsers,
+    ReadPostWithAuthor,
+}
+
+const OPERATIONS: [Operation; 4] = [
+    Operation::CreateUser,
+    Operation::ReadUser,
+    Operation::ListUsers,
+    Operation::ReadPostWithAuthor,
+];
+
+#[derive(Debug, Clone, Copy)]
+enum Side {
+    Service,
+    Statement,
+}
+
+#[derive(Debug, Serialize)]
+struct Figure {
+    operation: Operation,
+    clients: usize,
+    requests_per_second: Spread,
+    statements_per_second: Spread,
+    /// Round by round.
+    ratio: Spread,
+}
+
+#[derive(Debug, Serialize)]
+struct Api {
+    seconds_each: u64,
+    figures: Vec<Figure>,
+    conditions: Conditions,
+}
+
+/// Keys there are rows of.
+#[derive(Clone)]
+struct Keys {
+    users: Arc<Vec<i64>>,
+    posts: Arc<Vec<i64>>,
+}
+
+pub(crate) async fn run(options: &ApiOptions) -> anyhow::Result<ExitCode> {
+    let servers = Servers::new()?;
+    let conditions = servers.conditions().await?;
+    let step = servers.progress.step("api", "preparing rows");
+    let keys = prepare().await?;
+    let duration = Duration::from_secs(options.seconds);
+    let mut figures = Vec::new();
+    for operation in OPERATIONS {
+        for clients in CLIENTS {
+            step.message(format!("{operation:?}, {clients} at once"));
+            figures.push(figure(operation, clients, duration, options.repeat, &keys).await?);
+        }
+    }
+    step.done("measured");
+    let api = Api { seconds_each: options.seconds, figures, conditions };
+    report::write(&servers, &options.output, "api", &api)?;
+    if !options.output.json {
+        print(&table(&api));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(api: &Api) -> String {
+    let head = format!(
+        "{:<22} {:>7} {:>12} {:>13} {:>6} {:>12}",
+        "", "clients", "requests/s", "statements/s", "ratio", "low-high"
+    );
+    let rows = api.figures.iter().map(|figure| {
+        let Spread { median, min, max } = figure.ratio;
+        format!(
+            "{:<22} {:>7} {:>12.0} {:>13.0} {median:>6.2} {:>12}",
+            format!("{:?}", figure.operation),
+            figure.clients,
+            figure.requests_per_second.median,
+            figure.statements_per_second.median,
+            format!("{min:.2}-{max:.2}"),
+        )
+    });
+    std::iter::once(head).chain(rows).collect::<Vec<_>>().join("\n")
+}
+
+async fn figure(
+    operation: Operation,
+    clients: usize,
+    duration: Duration,
+    repeat: u32,
+    keys: &Keys,
+) -> anyhow::Result<Figure> {
+    let (mut requests, mut statements) = (Vec::new(), Vec::new());
+    for _ in 0..repeat {
+        requests.push(drive(Side::Service, operation, clients, duration, keys).await?);
+        statements.push(drive(Side::Statement, operation, clients, duration, keys).await?);
+    }
+    let ratios = requests.iter().zip(&statements).map(|(one, other)| one / other);
+    let spread = |values| Spread::of(values).context("at least one round");
+    Ok(Figure {
+        operation,
+        clients,
+        ratio: Spread::of(ratios).context("at least one round")?,
+        requests_per_second: spread(requests)?,
+        statements_per_second: spread(statements)?,
+    })
+}
+
+/// How often a second, by so many clients side by side.
+async fn drive(
+    side: Side,
+    operation: Operation,
+    clients: usize,
+    duration: Duration,
+    keys: &Keys,
+) -> anyhow::Result<f64> {
+    let mut tasks = JoinSet::new();
+    let run: u64 = rand::random();
+    let started = Instant::now();
+    for client in 0..clients {
+        let (keys, prefix) = (keys.clone(), format!("api-{run:016x}-{client}"));
+        let end = started + duration;
+        match side {
+            Side::Service => tasks.spawn(request(operation, keys, prefix, end)),
+            Side::Statement => tasks.spawn(state(operation, keys, prefix, end)),
+        };
+    }
+    let mut count = 0;
+    while let Some(done) = tasks.join_next().await {
+        count += done??;
+    }
+    Ok(float(count) / started.elapsed().as_secs_f64())
+}
+
+/// One client of the service; its connection stays open.
+async fn request(
+    operation: Operation,
+    keys: Keys,
+    prefix: String,
+    end: Instant,
+) -> anyhow::Result<u64> {
+    let client = Client::new();
+    let users = format!("http://{HOST}:{USER_API_PORT}/api/users");
+    let posts = format!("http://{HOST}:{POST_API_PORT}/api/posts");
+    let mut count = 0;
+    while Instant::now() < end {
+        let request = match operation {
+            Operation::CreateUser => client.post(&users).json(&json!({
+                "name": "홍길동", "email": format!("{prefix}-{count}@example.com"),
+                "department": "개발팀", "status": "ACTIVE",
+            })),
+            Operation::ReadUser => client.get(format!("{users}/{}", any(&keys.users))),
+            Operation::ListUsers => client.get(format!("{users}?after={}", any(&keys.users))),
+            Operation::ReadPostWithAuthor => client.get(format!("{posts}/{}", any(&keys.posts))),
+        };
+        let answer = request.send().await?;
+        let status = answer.status();
+        let body = answer.bytes().await?;
+        ensure!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&body));
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// One connection that runs the service's statement.
+async fn state(
+    operation: Operation,
+    keys: Keys,
+    prefix: String,
+    end: Instant,
+) -> anyhow::Result<u64> {
+    const USER: &str = "id, name, email, department, status, created_at, updated_at, version";
+    let (database, sql) = match operation {
+        Operation::CreateUser => (
+            USER_DATABASE,
+            format!(
+                "insert into users (name, email, department, status)
+                 values ('홍길동', $1, '개발팀', 'ACTIVE') returning {USER}"
+            ),
+        ),
+        Operation::ReadUser => (USER_DATABASE, format!("select {USER} from users where id = $1")),
+        Operation::ListUsers => (
+            USER_DATABASE,
+            format!("select {USER} from users where id > $1 order by id limit {PAGE_ROWS}"),
+        ),
+        Operation::ReadPostWithAuthor => (
+            POST_DATABASE,
+            "select p.id, p.title, p.content, p.author_id, p.created_at, p.updated_at, p.version,
+                 u.user_id, u.name, u.email, u.department, u.status
+             from posts p left join user_view u on u.user_id = p.author_id where p.id = $1"
+                .to_owned(),
+        ),
+    };
+    let sql: Arc<str> = sql.into();
+    let mut db = admin(database).await?;
+    let mut count = 0;
+    while Instant::now() < end {
+        let query = sqlx::query(AssertSqlSafe(Arc::clone(&sql)));
+        let query = match operation {
+            Operation::CreateUser => query.bind(format!("{prefix}-{count}@example.org")),
+            Operation::ReadUser | Operation::ListUsers => query.bind(any(&keys.users)),
+            Operation::ReadPostWithAuthor => query.bind(any(&keys.posts)),
+        };
+        query.fetch_all(&mut db).await?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+fn any(keys: &[i64]) -> i64 {
+    keys.get(rand::rng().random_range(0..keys.len())).copied().unwrap_or_default()
+}
+
+/// Rows to read, and a view that knows the authors.
+async fn prepare() -> anyhow::Result<Keys> {
+    let (mut users, mut posts) = (admin(USER_DATABASE).await?, admin(POST_DATABASE).await?);
+    let run: u32 = rand::random();
+    let missing = ROWS - count(&mut users, "select count(*) from users").await?;
+    let sql = format!(
+        "insert into users (name, email, department)
+         select '홍길동', 'api-{run:08x}-' || n || '@example.net', '개발팀'
+         from generate_series(1, {missing}) n"
+    );
+    execute(&mut users, &sql).await?;
+    let last = count(&mut users, "select max(id) from users").await?;
+    let deadline = Instant::now() + READY_MAX;
+    let shown = format!("select count(*) from user_view where user_id = {last}");
+    while count(&mut posts, &shown).await? == 0 {
+        ensure!(Instant::now() < deadline, "the view does not show user {last}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let missing = ROWS - count(&mut posts, "select count(*) from posts").await?;
+    let sql = format!(
+        "insert into posts (title, content, author_id)
+         select '안녕하세요', '첫 번째 포스트입니다.', user_id from user_view limit {}",
+        missing.max(0)
+    );
+    execute(&mut posts, &sql).await?;
+    let keys = async |db: &mut PgConnection, table: &str| {
+        let sql = format!("select id from {table} order by random() limit {ROWS}");
+        anyhow::Ok(Arc::new(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(db).await?))
+    };
+    Ok(Keys { users: keys(&mut users, "users").await?, posts: keys(&mut posts, "posts").await? })
+}
+
+async fn count(db: &mut PgConnection, sql: &str) -> anyhow::Result<i64> {
+    sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(db).await.with_context(|| sql.to_owned())
+}
