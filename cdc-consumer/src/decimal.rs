@@ -1,7 +1,5 @@
 //! Connect's decimals: a big-endian two's-complement integer and a scale.
 
-use std::fmt::Write;
-
 use num_bigint::BigInt;
 
 /// Writes `unscaled * 10^-scale` in plain notation with exactly `scale` digits after the point,
@@ -42,7 +40,7 @@ fn write_digits(negative: bool, digits: &str, scale: i32, out: &mut String) {
 }
 
 fn write_zeros(count: usize, out: &mut String) {
-    write!(out, "{:0<count$}", "").expect("writing to a string cannot fail");
+    out.extend(std::iter::repeat_n('0', count));
 }
 
 #[cfg(test)]
@@ -65,6 +63,7 @@ mod tests {
         check(&[0x80], 0, "-128");
         check(&[7], -3, "7000");
         check(&[0], -3, "0");
+        check(&[7], -100_000, &format!("7{}", "0".repeat(100_000)));
         check(&[0x7f; 16], 5, "1694739631331732739601904907601355.40607");
         check(
             &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
