@@ -36,6 +36,12 @@ async fn nothing_is_lost_when_the_registry_is_killed() {
     check(Service::Registry).await;
 }
 
+/// Requests that arrive together are inserted together: none may be answered before its commit.
+#[tokio::test]
+async fn nothing_is_lost_when_user_api_is_killed() {
+    check(Service::UserApi).await;
+}
+
 #[tokio::test]
 async fn nothing_is_lost_when_postgresql_is_killed() {
     check(Service::Postgres).await;
