@@ -74,6 +74,7 @@ pub fn of_registry(error: &RegistryError) -> Recovery {
         RegistryError::Schema { source, .. } => match source {
             SchemaError::Invalid(_)
             | SchemaError::NotJson(_)
+            | SchemaError::Misused(_)
             | SchemaError::Recursive(_)
             | SchemaError::Unexpected(_) => Recovery::Halt,
         },

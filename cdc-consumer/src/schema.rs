@@ -18,6 +18,8 @@ pub enum SchemaError {
     NotJson(#[source] serde_json::Error),
     #[error("the schema contains itself at '{0}'; recursive types have no column")]
     Recursive(String),
+    #[error("the schema's attribute '{0}' means something in Avro, and its value is not that")]
+    Misused(String),
     #[error("the schema has an unexpected form at '{0}'")]
     Unexpected(String),
 }
@@ -72,6 +74,13 @@ pub struct Field {
 /// Parses `text`; `references` are schemas it uses by name, dependencies first.
 pub fn parse(text: &str, references: &[String]) -> Result<Node, SchemaError> {
     let all: Vec<&str> = references.iter().map(String::as_str).chain([text]).collect();
+    let trees: Vec<Json> = all
+        .iter()
+        .map(|text| serde_json::from_str(text).map_err(SchemaError::NotJson))
+        .collect::<Result<_, _>>()?;
+    if let Some(attribute) = trees.iter().find_map(|tree| misused("type", tree)) {
+        return Err(SchemaError::Misused(attribute.to_owned()));
+    }
     // A list takes named types only, while a schema that stands alone may be a primitive.
     let valid = if references.is_empty() {
         apache_avro::Schema::parse_str(text).map(drop)
@@ -81,11 +90,31 @@ pub fn parse(text: &str, references: &[String]) -> Result<Node, SchemaError> {
     valid.map_err(|error| SchemaError::Invalid(Box::new(error)))?;
     let mut builder = Builder::default();
     let mut node = Node::Null;
-    for text in all {
-        let json = serde_json::from_str(text).map_err(SchemaError::NotJson)?;
-        node = builder.node(&json, "")?;
+    for tree in &trees {
+        node = builder.node(tree, "")?;
     }
     Ok(node)
+}
+
+/// An attribute that Avro knows, with a value it cannot have, also where it would not matter: `values` of a
+/// record, say. `apache_avro` 0.22 panics at one when it makes a schema's canonical form.
+fn misused<'j>(name: &'j str, json: &'j Json) -> Option<&'j str> {
+    let attributes = match json {
+        Json::String(_) => return None,
+        Json::Array(items) => return items.iter().find_map(|item| misused(name, item)),
+        Json::Object(attributes) => attributes,
+        Json::Null | Json::Bool(_) | Json::Number(_) => return Some(name),
+    };
+    attributes.iter().find_map(|(name, value)| match name.as_str() {
+        "size" | "precision" | "scale" => {
+            let text = || value.as_str().is_some_and(|text| text.parse::<i64>().is_ok());
+            (value.as_i64().is_none() && !text()).then_some(name.as_str())
+        }
+        "name" | "type" | "fields" | "symbols" | "items" | "values" | "order" => {
+            misused(name, value)
+        }
+        _ => None,
+    })
 }
 
 #[derive(Default)]
@@ -250,6 +279,21 @@ mod tests {
         .expect("a valid schema");
         let Node::Record(record) = node else { panic!("a record") };
         assert_eq!(record.fields[0].node, record.fields[1].node);
+    }
+
+    #[test]
+    fn an_attribute_that_means_something_else_is_refused() {
+        let check = |attribute: &str, name: &str| {
+            let of = r#"{"type":"record","name":"R","fields":[{"name":"a","default":null,"type":["null","T"]}]}"#;
+            let inner = r#"{"type":"record","name":"I","fields":[],ATTRIBUTE}"#;
+            let text = of.replace("\"T\"", &inner.replace("ATTRIBUTE", attribute));
+            let refused = parse(&text, &[]);
+            assert!(matches!(&refused, Err(SchemaError::Misused(it)) if it == name), "{refused:?}");
+        };
+        check(r#""values":2"#, "values");
+        check(r#""items":[null]"#, "items");
+        check(r#""scale":2.5"#, "scale");
+        check(r#""symbols":true"#, "symbols");
     }
 
     #[test]
