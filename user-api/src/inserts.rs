@@ -7,14 +7,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use axum::http::StatusCode;
 use service::{Problem, database};
 use sqlx::PgPool;
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::user_body::User;
-use crate::users::{UserRow, refused};
+use crate::users::{UserRow, refused, taken};
 
 /// Statements under way at once. While one waits for its commit, the other gathers.
 const WORKERS: usize = 2;
@@ -57,7 +56,7 @@ impl Inserts {
 }
 
 async fn work(pool: PgPool, requests: Arc<Mutex<Receiver<Request>>>) {
-    let mut together = Vec::with_capacity(ROWS_MAX);
+    let mut together = Vec::new();
     loop {
         let count = requests.lock().await.recv_many(&mut together, ROWS_MAX).await;
         if count == 0 {
@@ -65,50 +64,45 @@ async fn work(pool: PgPool, requests: Arc<Mutex<Receiver<Request>>>) {
         }
         // Nobody waits for these any more, and nothing of them is written yet.
         together.retain(|request| !request.answer.is_closed());
-        insert(&pool, &mut together).await;
+        insert(&pool, std::mem::take(&mut together)).await;
     }
 }
 
 /// Inserts all, and answers each.
-async fn insert(pool: &PgPool, requests: &mut Vec<Request>) {
-    match insert_rows(pool, requests.iter().map(|request| &request.user)).await {
-        Ok(rows) => {
-            let mut rows: HashMap<String, UserRow> =
-                rows.into_iter().map(|row| (row.email.clone(), row)).collect();
-            for Request { user, answer } in requests.drain(..) {
-                // Of two with one address the first has it.
-                send(answer, rows.remove(&user.email).ok_or_else(|| taken(None)));
-            }
-        }
-        // Whose fault it was is not known; each alone finds out.
-        Err(error) if requests.len() > 1 && database::is_refusal(&error) => {
-            for Request { user, answer } in requests.drain(..) {
-                let row = insert_rows(pool, [&user]).await.map_err(refused);
-                send(answer, row.and_then(|mut rows| rows.pop().ok_or_else(|| taken(None))));
-            }
-        }
-        Err(error) => {
-            let problem = refused(error);
-            for Request { answer, .. } in requests.drain(..) {
-                send(answer, Err(problem.clone()));
-            }
-        }
+async fn insert(pool: &PgPool, requests: Vec<Request>) {
+    let inserted = insert_rows(pool, &requests).await;
+    if requests.len() == 1 || !inserted.as_ref().is_err_and(database::is_refusal) {
+        return answer(requests, inserted);
+    }
+    // Whose fault it was is not known; each alone finds out.
+    for request in requests {
+        let alone = vec![request];
+        let inserted = insert_rows(pool, &alone).await;
+        answer(alone, inserted);
     }
 }
 
-/// A client that went away wants no answer.
-fn send(answer: oneshot::Sender<Answer>, row: Answer) {
-    drop(answer.send(row));
+/// A row has its own address; a request without one lost its address to another. Of two with one address
+/// the first has it. A client that went away wants no answer.
+fn answer(requests: Vec<Request>, inserted: Result<Vec<UserRow>, sqlx::Error>) {
+    let by_email = |rows: Vec<UserRow>| -> HashMap<String, UserRow> {
+        rows.into_iter().map(|row| (row.email.clone(), row)).collect()
+    };
+    let mut inserted = inserted.map(by_email).map_err(refused);
+    for Request { user, answer } in requests {
+        let row = match &mut inserted {
+            Ok(rows) => rows.remove(&user.email).ok_or_else(taken),
+            Err(problem) => Err(problem.clone()),
+        };
+        drop(answer.send(row));
+    }
 }
 
 /// Rows with a new address, in one transaction. Ordered, so that two statements that meet wait for each
 /// other's addresses in one order.
-async fn insert_rows<'u>(
-    pool: &PgPool,
-    users: impl IntoIterator<Item = &'u User>,
-) -> Result<Vec<UserRow>, sqlx::Error> {
+async fn insert_rows(pool: &PgPool, requests: &[Request]) -> Result<Vec<UserRow>, sqlx::Error> {
     let (mut names, mut emails, mut departments, mut statuses) = (vec![], vec![], vec![], vec![]);
-    for User { name, email, department, status } in users {
+    for Request { user: User { name, email, department, status }, .. } in requests {
         names.push(name.as_str());
         emails.push(email.as_str());
         departments.push(department.as_str());
@@ -130,14 +124,4 @@ async fn insert_rows<'u>(
     )
     .fetch_all(pool)
     .await
-}
-
-/// 409: another user has this address.
-pub(crate) fn taken(cause: Option<sqlx::Error>) -> Problem {
-    let problem = Problem::new(StatusCode::CONFLICT, "duplicate-email", "E-mail address is taken")
-        .detail("another user has this e-mail address");
-    match cause {
-        Some(cause) => problem.cause(cause),
-        None => problem,
-    }
 }

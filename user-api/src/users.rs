@@ -14,7 +14,7 @@ use service::{Json, Path, Problem, Query, database, timestamp};
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
-use crate::inserts::{self, Inserts};
+use crate::inserts::Inserts;
 use crate::user_body::{User, UserBody};
 
 const LIST_LIMIT_DEFAULT: i64 = 100;
@@ -167,11 +167,17 @@ fn unknown(id: i64) -> Problem {
 /// Uniqueness is not looked up first: two requests could both find nothing. The constraint knows.
 pub(crate) fn refused(error: sqlx::Error) -> Problem {
     match database::violated(&error) {
-        Some("users_email_key") => inserts::taken(Some(error)),
+        Some("users_email_key") => taken().cause(error),
         Some("users_status_check") => {
             Problem::invalid(vec![FieldError::new("status", "is not a status that users have")])
                 .cause(error)
         }
         Some(_) | None => database::problem(error),
     }
+}
+
+/// 409: another user has this address.
+pub(crate) fn taken() -> Problem {
+    Problem::new(StatusCode::CONFLICT, "duplicate-email", "E-mail address is taken")
+        .detail("another user has this e-mail address")
 }
