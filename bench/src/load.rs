@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use devstack::Step;
 use devstack::addresses::{HOST, POST_DATABASE, USER_API_PORT, USER_DATABASE};
 use reqwest::{Client, StatusCode};
 use serde::Serialize;
@@ -58,17 +57,23 @@ pub(crate) async fn run(options: &LoadOptions) -> anyhow::Result<ExitCode> {
     let mut views = admin(POST_DATABASE).await?;
     let before = number(&mut users, "select coalesce(max(id), 0) from users").await?;
     let step = servers.progress.step("load", "posting users");
-    let posting = Posting::start(options);
-    let mut shown = Instant::now();
-    while !posting.is_finished() {
-        tokio::time::sleep(LOOK_EVERY).await;
-        if shown.elapsed() > SHOW_EVERY {
-            shown = Instant::now();
-            let rows = rows_after(&mut views, before).await?;
-            show(&step, &posting, rows, options.users);
+    let created = Arc::new(AtomicU64::new(0));
+    let started = Instant::now();
+    let mut posting = post_all(options, &created);
+    let (mut millis, mut watch) = (Vec::new(), tokio::time::interval(SHOW_EVERY));
+    while !posting.is_empty() {
+        tokio::select! {
+            Some(posted) = posting.join_next() => millis.extend(posted??),
+            _ = watch.tick() => {
+                let created = created.load(Ordering::Relaxed);
+                step.count(created, options.users);
+                let rate = float(created) / started.elapsed().as_secs_f64();
+                let rows = rows_after(&mut views, before).await?;
+                step.message(format!("{rate:.0} a second, {rows} in the view"));
+            }
         }
     }
-    let (seconds, millis) = posting.end().await?;
+    let seconds = started.elapsed().as_secs_f64();
     let ended = Instant::now();
     let last = number(&mut users, "select max(id) from users").await?;
     let at_last_response = rows_after(&mut views, before).await?;
@@ -96,66 +101,29 @@ pub(crate) async fn run(options: &LoadOptions) -> anyhow::Result<ExitCode> {
     Ok(if equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn show(step: &Step, posting: &Posting, rows: u64, users: u64) {
-    let created = posting.created.load(Ordering::Relaxed);
-    step.count(created, users);
-    let rate = float(created) / posting.started.elapsed().as_secs_f64();
-    step.message(format!("{rate:.0} a second, {rows} in the view"));
-}
-
-/// Clients that post side by side, each over its own connection.
-struct Posting {
-    started: Instant,
-    created: Arc<AtomicU64>,
-    clients: JoinSet<anyhow::Result<Vec<f64>>>,
-    ended: Arc<AtomicU64>,
-    count: u64,
-}
-
-impl Posting {
-    fn start(options: &LoadOptions) -> Self {
-        let run: u32 = rand::random();
-        let next = Arc::new(AtomicU64::new(0));
-        let (created, ended) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let mut clients = JoinSet::new();
-        for _ in 0..options.clients.get() {
-            let (next, created, ended) =
-                (Arc::clone(&next), Arc::clone(&created), Arc::clone(&ended));
-            let users = options.users;
-            clients.spawn(async move {
-                let posted = post(run, &next, users, &created).await;
-                ended.fetch_add(1, Ordering::Release);
-                posted
-            });
-        }
-        let count = clients.len() as u64;
-        Self { started: Instant::now(), created, clients, ended, count }
+/// Clients that post side by side. Each gives how long its responses took, in milliseconds.
+fn post_all(options: &LoadOptions, created: &Arc<AtomicU64>) -> JoinSet<anyhow::Result<Vec<f64>>> {
+    let (run, next) = (rand::random(), Arc::new(AtomicU64::new(0)));
+    // One client for all, with a connection for each that posts: making one takes tens of milliseconds.
+    let client = Client::new();
+    let mut posting = JoinSet::new();
+    for _ in 0..options.clients.get() {
+        let (client, next, created) = (client.clone(), Arc::clone(&next), Arc::clone(created));
+        let users = options.users;
+        posting.spawn(async move { post(&client, run, &next, users, &created).await });
     }
-
-    fn is_finished(&self) -> bool {
-        self.ended.load(Ordering::Acquire) == self.count
-    }
-
-    /// How long all took, and each response, in milliseconds.
-    async fn end(mut self) -> anyhow::Result<(f64, Vec<f64>)> {
-        let seconds = self.started.elapsed().as_secs_f64();
-        let mut millis = Vec::new();
-        while let Some(client) = self.clients.join_next().await {
-            millis.extend(client??);
-        }
-        Ok((seconds, millis))
-    }
+    posting
 }
 
 /// One client: posts until all users are taken, the next when the last was answered.
 async fn post(
+    client: &Client,
     run: u32,
     next: &AtomicU64,
     users: u64,
     created: &AtomicU64,
 ) -> anyhow::Result<Vec<f64>> {
     const DEPARTMENTS: [&str; 5] = ["개발팀", "기획팀", "영업팀", "인사팀", "디자인팀"];
-    let client = Client::new();
     let url = format!("http://{HOST}:{USER_API_PORT}/api/users");
     let mut millis = Vec::new();
     loop {
