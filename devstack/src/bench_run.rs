@@ -18,11 +18,11 @@ pub(crate) async fn run(
     progress: &Progress,
 ) -> anyhow::Result<()> {
     let has = |words: &[&str]| arguments.iter().any(|argument| words.contains(&argument.as_str()));
-    if has(&["-h", "--help", "help", "plot"]) {
-        // Needs no servers.
-    } else if has(&["api", "latency", "load"]) {
+    let serverless = has(&["-h", "--help", "help", "plot"]);
+    let whole_system = has(&["api", "latency", "load"]);
+    if !serverless && whole_system {
         stack.up(Extent::Everything, progress).await?;
-    } else {
+    } else if !serverless {
         devstack::fetch_jdbc_sink(stack.places(), progress).await?;
         stack.up(Extent::Servers, progress).await?;
         if !offers_the_sink().await? {
