@@ -61,19 +61,25 @@ async fn a_topic_that_begins_late_is_read_from_its_first_record() {
     assert_eq!(total(&consumer.stop().await), 6);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_recreated_with_fewer_records_halts_the_consumer() {
-    let world = World::new().await;
-    let feed = user_feed(&world, 1).await;
+/// Ten records are applied, then the topic is another one, with so many others.
+async fn recreated(world: &World, record_count: i64) -> (Feed, String, Users) {
+    let feed = user_feed(world, 1).await;
     let views = user_views(&feed.topic);
     let mut users = Users::default();
-    let consumer = Consumer::start(&world, &views, &[]);
-    feed.send(&world, &users.puts(1..=10)).await;
+    let consumer = Consumer::start(world, &views, &[]);
+    feed.send(world, &users.puts(1..=10)).await;
     world.drained(&feed.topic, 1).await;
     consumer.stop().await;
     world.delete_topic(&feed.topic).await;
     world.create_topic(&feed.topic, 1, &[]).await;
-    feed.send(&world, &users.puts(1..=3)).await;
+    feed.send(world, &users.puts(1..=record_count)).await;
+    (feed, views, users)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_recreated_with_fewer_records_halts_the_consumer() {
+    let world = World::new().await;
+    let (_feed, views, _) = recreated(&world, 3).await;
 
     let error = Consumer::start(&world, &views, &[]).failure().await;
     assert!(error.contains("the next record to apply is 10"), "{error}");
@@ -83,16 +89,7 @@ async fn a_topic_recreated_with_fewer_records_halts_the_consumer() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_recreated_with_more_records_halts_the_consumer() {
     let world = World::new().await;
-    let feed = user_feed(&world, 1).await;
-    let views = user_views(&feed.topic);
-    let mut users = Users::default();
-    let consumer = Consumer::start(&world, &views, &[]);
-    feed.send(&world, &users.puts(1..=10)).await;
-    world.drained(&feed.topic, 1).await;
-    consumer.stop().await;
-    world.delete_topic(&feed.topic).await;
-    world.create_topic(&feed.topic, 1, &[]).await;
-    feed.send(&world, &users.puts(1..=30)).await;
+    let (feed, views, users) = recreated(&world, 30).await;
 
     let error = Consumer::start(&world, &views, &[]).failure().await;
     assert!(error.contains("the log has another record at offset 9"), "{error}");

@@ -62,25 +62,31 @@ async fn a_consumer_stopped_inside_its_transaction_blocks_nobody_for_long() {
     consumer.stop().await;
 }
 
+/// A process that has applied twenty rows and whose next batch hangs on its way to the database.
+async fn with_a_batch_held(world: &World, feed: &Feed, users: &mut Users) -> (Process, Proxy) {
+    let proxy = Proxy::to(&world.database_address()).await;
+    let url = format!("--consumer-database-url={}", world.consumer_url(&proxy.address.to_string()));
+    let options = ["--writers=1", &url];
+    let process = Process::start(world, &user_views(&feed.topic), 1, &options);
+    feed.send(world, &users.puts(1..=20)).await;
+    world.drained(&feed.topic, 2).await;
+    proxy.set(Mode::HoldBegin);
+    feed.send(world, &users.puts(1..=20)).await;
+    wait_until("the batch to be held", SOON, || async {
+        if proxy.holds() { Ok(()) } else { Err("nothing arrived".to_owned()) }
+    })
+    .await;
+    (process, proxy)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_that_arrives_after_its_partitions_moved_is_held_back() {
     let world = World::new().await;
     let feed = user_feed(&world, 2).await;
     let views = user_views(&feed.topic);
-    let proxy = Proxy::to(&world.database_address()).await;
-    let url = format!("--consumer-database-url={}", world.consumer_url(&proxy.address.to_string()));
     let mut users = Users::default();
-    let zombie = Process::start(&world, &views, 1, &["--writers=1", &url]);
-    feed.send(&world, &users.puts(1..=20)).await;
-    world.drained(&feed.topic, 2).await;
-
     // The batch is on its way, not yet in a transaction, when the process is frozen.
-    proxy.set(Mode::HoldBegin);
-    feed.send(&world, &users.puts(1..=20)).await;
-    wait_until("the batch to be held", SOON, || async {
-        if proxy.holds() { Ok(()) } else { Err("nothing arrived".to_owned()) }
-    })
-    .await;
+    let (zombie, proxy) = with_a_batch_held(&world, &feed, &mut users).await;
     zombie.signal("STOP");
     let consumer = Consumer::start(&world, &views, &[]);
     feed.send(&world, &users.puts(10..=30)).await;
@@ -104,19 +110,8 @@ async fn a_member_that_cannot_give_its_partitions_up_joins_anew() {
     let world = World::new().await;
     let feed = user_feed(&world, 2).await;
     let views = user_views(&feed.topic);
-    let proxy = Proxy::to(&world.database_address()).await;
-    let url = format!("--consumer-database-url={}", world.consumer_url(&proxy.address.to_string()));
     let mut users = Users::default();
-    let member = Process::start(&world, &views, 1, &["--writers=1", &url]);
-    feed.send(&world, &users.puts(1..=20)).await;
-    world.drained(&feed.topic, 2).await;
-
-    proxy.set(Mode::HoldBegin);
-    feed.send(&world, &users.puts(1..=20)).await;
-    wait_until("the batch to be held", SOON, || async {
-        if proxy.holds() { Ok(()) } else { Err("nothing arrived".to_owned()) }
-    })
-    .await;
+    let (member, proxy) = with_a_batch_held(&world, &feed, &mut users).await;
     let other = Consumer::start(&world, &views, &[]);
     member.says("cannot go on").await;
     proxy.set(Mode::Forward);

@@ -102,7 +102,7 @@ impl Postgres {
 }
 
 async fn connect(database: &Database) -> PgConnection {
-    database.connect_to(1).await.expect("a connection")
+    database.connect_writer(1).await.expect("a connection")
 }
 
 /// Work that ends without an answer when it has waited so many times: what it sent, it sent.
