@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use devstack::addresses::environment;
 use devstack::{Extent, Progress, Service, Stack};
 
+const MEASURED: [&str; 4] = ["cdc-consumer", "user-api", "post-api", "bench"];
 const SINK: &str = "io.debezium.connector.jdbc.JdbcSinkConnector";
 
 /// Becomes `bench`; what comes back is the reason why not.
@@ -32,7 +33,16 @@ pub(crate) async fn run(
             step.done("restarted with the JDBC sink");
         }
     }
-    let error = Command::new(build(stack)?)
+    let programs = build(stack)?;
+    if !serverless && whole_system {
+        let step = progress.step("programs", "restarting in their release build");
+        let released = stack.clone().with_programs(&programs);
+        for service in [Service::UserApi, Service::PostApi, Service::Consumer(1)] {
+            released.restart(service).await?;
+        }
+        step.done("run in their release build");
+    }
+    let error = Command::new(programs.join("bench"))
         .args(arguments)
         .current_dir(caller)
         .envs(environment())
@@ -47,12 +57,14 @@ async fn offers_the_sink() -> anyhow::Result<bool> {
     Ok(plugins.contains(SINK))
 }
 
-/// What is measured is what would be deployed. The first time takes minutes.
+/// What is measured is what would be deployed. The first time takes minutes. Returns the directory of
+/// the programs.
 fn build(stack: &Stack) -> anyhow::Result<std::path::PathBuf> {
     let programs = &stack.places().programs;
     let target = programs.parent().context("programs are built into a directory of a profile")?;
     let status = Command::new("cargo")
-        .args(["build", "--quiet", "--release", "-p", "cdc-consumer", "-p", "bench", "--bins"])
+        .args(["build", "--quiet", "--release", "--bins"])
+        .args(MEASURED.iter().flat_map(|package| ["-p", package]))
         .arg("--target-dir")
         .arg(target)
         .current_dir(&stack.places().root)
@@ -62,5 +74,5 @@ fn build(stack: &Stack) -> anyhow::Result<std::path::PathBuf> {
     if !status.success() {
         bail!("the release build failed");
     }
-    Ok(target.join("release/bench"))
+    Ok(target.join("release"))
 }

@@ -135,6 +135,14 @@ impl Stack {
         self
     }
 
+    /// The same stack, but the project's own programs that this value starts are those of another
+    /// directory, such as that of cargo's release profile.
+    #[must_use]
+    pub fn with_programs(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.places.programs = directory.into();
+        self
+    }
+
     /// The stack that `./dev up` started, as seen from a test of this workspace.
     pub fn from_environment() -> Result<Self, StackError> {
         Self::new(&Settings::from_environment())
