@@ -27,6 +27,10 @@ pub(crate) enum Verb {
     Agree(AgreeOptions),
     /// How fast a full topic is applied: the consumer, the JDBC sink, SQL alone, COPY
     Drain(DrainOptions),
+    /// Whether the consumer keeps up with Debezium: changes streamed into a topic, and into the view
+    Stream(StreamOptions),
+    /// Whether the shape of the load matters: one huge transaction, one department for all rows
+    Shapes(ShapesOptions),
     /// Criterion measures the decoding of real envelopes: ours, and into apache-avro's values
     Decode(DecodeOptions),
     /// Requests a second through user-api and post-api, and statements a second without them
@@ -74,6 +78,34 @@ pub(crate) struct DrainOptions {
     /// Run these contestants only
     #[arg(long, value_enum, value_delimiter = ',')]
     pub(crate) only: Vec<crate::contest::Contestant>,
+
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StreamOptions {
+    /// Changes that are written at the source, as fast as it takes them
+    #[arg(long, default_value_t = 500_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) changes: u64,
+
+    /// How often each side runs; they take turns
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) repeat: u32,
+
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShapesOptions {
+    /// Changes of each topic. Topics that an earlier run filled are used again
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1000..))]
+    pub(crate) events: u64,
+
+    /// How often each shape is applied; the two of a pair take turns
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) repeat: u32,
 
     #[command(flatten)]
     pub(crate) output: Output,

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::copy;
 use crate::figures::float;
 use crate::jdbc::{self, Setting, Sink};
+use crate::kafka_offsets;
 use crate::ours::Consumer;
 use crate::process;
 use crate::replay::{Depth, Replay};
@@ -26,6 +27,8 @@ pub(crate) enum Contestant {
     Sql,
     /// The whole transactions of the same batches, without Kafka and decoding
     Transactions,
+    /// The consumer's batches and statements, with offsets committed to Kafka alone
+    KafkaOffsets,
     /// Debezium JDBC sink, its best setting
     SinkTuned,
     /// Debezium JDBC sink as shipped
@@ -46,6 +49,7 @@ impl Contestant {
             Self::Ours => "cdc-consumer",
             Self::Sql => "SQL alone",
             Self::Transactions => "transactions alone",
+            Self::KafkaOffsets => "offsets in Kafka alone",
             Self::SinkTuned => "JDBC sink, tuned",
             Self::Sink => "JDBC sink, default",
             Self::Copy => "COPY",
@@ -57,7 +61,7 @@ impl Contestant {
 
     pub(crate) fn table(self) -> Table {
         match self {
-            Self::Ours | Self::Sql | Self::Transactions => Table::Bare,
+            Self::Ours | Self::Sql | Self::Transactions | Self::KafkaOffsets => Table::Bare,
             Self::Sink | Self::SinkTuned => Table::Sink,
             Self::Copy => Table::Copy,
             Self::OursView | Self::SqlView | Self::TransactionsView => Table::UserView,
@@ -120,6 +124,7 @@ impl Field<'_> {
         let wal_before = self.target.wal_bytes().await?;
         let report = match contestant {
             Contestant::Ours | Contestant::OursView => self.ours(contestant.table()).await?,
+            Contestant::KafkaOffsets => self.kafka_offsets(contestant.table()).await?,
             Contestant::Sink => self.sink(jdbc::DEFAULT).await?,
             Contestant::SinkTuned => self.sink(self.tuned).await?,
             Contestant::Copy => timed(copy::run(self.target).await?, None),
@@ -160,6 +165,13 @@ impl Field<'_> {
         consumer.stop(self.servers, self.target).await?;
         let (cpu_micros, peak_kib) = (Some(usage.cpu_micros), Some(usage.peak_kib));
         Ok(Report { times, cpu_micros, peak_kib })
+    }
+
+    async fn kafka_offsets(&self, table: Table) -> anyhow::Result<Report> {
+        let own = || process::cpu_micros(std::process::id());
+        let before = own()?;
+        let times = kafka_offsets::run(self.servers, self.target, table).await?;
+        Ok(Report { times, cpu_micros: Some(own()? - before), peak_kib: None })
     }
 
     /// Its processor time is the worker's, which does nothing else meanwhile.

@@ -71,7 +71,7 @@ struct Estimate {
 pub(crate) async fn run(options: &DecodeOptions) -> anyhow::Result<ExitCode> {
     let servers = Servers::new()?;
     let conditions = servers.conditions().await?;
-    let plan = Plan { mix: Mix::Mixed, changes: CHANGES.max(options.records), seed: 1 };
+    let plan = Plan::new(Mix::Mixed, CHANGES.max(options.records), 1);
     let filled = source::fill(&servers, plan).await?;
     let target = Target::create(&filled).await?;
     let library = Library::new(&target, Table::UserView).await?;

@@ -51,13 +51,14 @@ struct Ratio {
     times: Spread,
 }
 
-const RATIOS: [(Contestant, Contestant); 9] = [
+const RATIOS: [(Contestant, Contestant); 10] = [
     (Contestant::Ours, Contestant::Sink),
     (Contestant::Ours, Contestant::SinkTuned),
     (Contestant::Ours, Contestant::Sql),
     (Contestant::Ours, Contestant::Transactions),
     (Contestant::Ours, Contestant::Copy),
-    // The price of the fence: the same statements with it and without.
+    // The price of the fence: all of it, then the same statements with it and without.
+    (Contestant::Ours, Contestant::KafkaOffsets),
     (Contestant::Transactions, Contestant::Sql),
     (Contestant::TransactionsView, Contestant::SqlView),
     (Contestant::OursView, Contestant::SqlView),
@@ -72,7 +73,7 @@ pub(crate) async fn run(options: &DrainOptions) -> anyhow::Result<ExitCode> {
         [] => Contestant::value_variants(),
         only => only,
     };
-    let plan = Plan { mix: options.mix, changes: options.events, seed: options.seed };
+    let plan = Plan::new(options.mix, options.events, options.seed);
     let filled = source::fill(&servers, plan).await?;
     let target = Target::create(&filled).await?;
     let mut field = Field { servers: &servers, target: &target, tuned: jdbc::TUNED[0] };

@@ -2,6 +2,8 @@
 
 mod agree;
 mod api;
+mod batches;
+mod changes;
 mod cli;
 mod connect;
 mod contest;
@@ -10,6 +12,7 @@ mod decode;
 mod drain;
 mod figures;
 mod jdbc;
+mod kafka_offsets;
 mod latency;
 mod library;
 mod load;
@@ -20,7 +23,9 @@ mod process;
 mod replay;
 mod report;
 mod servers;
+mod shapes;
 mod source;
+mod stream;
 mod target;
 mod topic;
 
@@ -35,6 +40,8 @@ async fn main() -> ExitCode {
     let outcome = match Cli::parse().verb {
         Verb::Agree(options) => agree::run(&options).await,
         Verb::Drain(options) => drain::run(&options).await,
+        Verb::Stream(options) => stream::run(&options).await,
+        Verb::Shapes(options) => shapes::run(&options).await,
         Verb::Decode(options) => decode::run(&options).await,
         Verb::Api(options) => api::run(&options).await,
         Verb::Latency(options) => latency::run(&options).await,

@@ -67,11 +67,13 @@ impl Operations {
         }
     }
 
-    /// The changes of the next transaction, with their keys; empty at the end.
-    pub(crate) fn transaction(&mut self) -> Vec<(Operation, i64)> {
-        let rows = match self.mix {
-            Mix::Random => self.random.random_range(1..TRANSACTION_ROWS * 2),
-            Mix::Mixed | Mix::Insert | Mix::Update => TRANSACTION_ROWS,
+    /// The changes of the next transaction, with their keys; empty at the end. `rows` says how many it
+    /// has, `None` leaves it to the mix.
+    pub(crate) fn transaction(&mut self, rows: Option<usize>) -> Vec<(Operation, i64)> {
+        let rows = match (rows, self.mix) {
+            (Some(rows), _) => rows,
+            (None, Mix::Random) => self.random.random_range(1..TRANSACTION_ROWS * 2),
+            (None, Mix::Mixed | Mix::Insert | Mix::Update) => TRANSACTION_ROWS,
         };
         self.take(rows).collect()
     }
@@ -186,7 +188,7 @@ mod tests {
         let mut parts = Operations::new(Mix::Random, 1000, 3, 1, 4);
         let mut joined = Vec::new();
         loop {
-            let transaction = parts.transaction();
+            let transaction = parts.transaction(None);
             if transaction.is_empty() {
                 break;
             }

@@ -4,22 +4,20 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use cdc_consumer::apply::{self, Attempt, Care};
 use cdc_consumer::batch::Batch;
 use cdc_consumer::database::{Database, Generation};
-use cdc_consumer::decode::{Decoded, Decoder, Record};
 use cdc_consumer::fence::{self, Wanted};
 use cdc_consumer::fold::{Action, Entry, ViewBatch};
-use cdc_consumer::offsets::{Partition, Progress};
+use cdc_consumer::offsets::Partition;
 use cdc_consumer::refetch::RecordFetcher;
-use cdc_consumer::registry::Registry;
 use cdc_consumer::rows::CellText;
 use cdc_consumer::sql::Statements;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
-use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
+use crate::batches::Builder;
 use crate::library::{self, Library};
 use crate::servers::Servers;
 use crate::target::{Table, Target};
@@ -55,9 +53,7 @@ impl Replay {
         let fetcher = RecordFetcher::new(&library.settings.kafka);
         let letters = i64::from(limits.dead_letters_max);
         let topic = target.filled.topic.clone();
-        let builder = Builder::new(&library)?;
-        let registry = &library.registry;
-        let lists = tokio::task::block_in_place(|| builder.read(servers, &topic, registry))?;
+        let lists = tokio::task::block_in_place(|| read(servers, &topic, &library))?;
         let Library { database, generation, views, .. } = library;
         let target = Arc::new(apply::Target::new(&views, generation, letters, fetcher));
         Ok(Self { database, generation, target, lists, topic })
@@ -74,12 +70,7 @@ impl Replay {
         }
         let mut connections = Vec::new();
         for number in 0..self.lists.len() {
-            let mut connection = self.database.connect_writer(self.generation).await?;
-            // Counters of its own, as the consumer's transactions have them: writers that share
-            // them deadlock.
-            let sql = "select set_config('cdc.slot', $1, false)";
-            sqlx::query(sql).bind(number.to_string()).execute(&mut connection).await?;
-            connections.push(connection);
+            connections.push(connect(&self.database, self.generation, number).await?);
         }
         let started = Instant::now();
         let mut writers = JoinSet::new();
@@ -91,6 +82,38 @@ impl Replay {
         }
         Ok(started.elapsed())
     }
+}
+
+/// A writer's connection, with counters of its own, as the consumer's transactions have them: writers
+/// that share them deadlock.
+pub(crate) async fn connect(
+    database: &Database,
+    generation: Generation,
+    writer: usize,
+) -> anyhow::Result<PgConnection> {
+    let mut connection = database.connect_writer(generation).await?;
+    let sql = "select set_config('cdc.slot', $1, false)";
+    sqlx::query(sql).bind(writer.to_string()).execute(&mut connection).await?;
+    Ok(connection)
+}
+
+/// The whole topic as batches, one list a writer.
+fn read(servers: &Servers, topic: &str, library: &Library) -> anyhow::Result<Vec<Vec<Batch>>> {
+    let mut builder = Builder::new(library)?;
+    let mut lists: Vec<Vec<Batch>> = (0..builder.writers()).map(|_| Vec::new()).collect();
+    topic::read_all(servers, topic, |message| {
+        let writer = builder.take(&library::record(topic, message))?;
+        if builder.full(writer) {
+            lists[writer].push(builder.next(writer));
+        }
+        Ok(())
+    })?;
+    for (writer, list) in lists.iter_mut().enumerate() {
+        list.push(builder.next(writer));
+    }
+    let letters = lists.iter().flatten().map(|batch| batch.refused.len()).sum::<usize>();
+    ensure!(letters == 0, "{letters} records could not be decoded");
+    Ok(lists)
 }
 
 async fn write(
@@ -114,7 +137,7 @@ async fn write(
 }
 
 /// The rows of a batch: deletes, then upserts, as the consumer orders them.
-async fn statements(
+pub(crate) async fn statements(
     connection: &mut PgConnection,
     all: &[Statements],
     batch: &Batch,
@@ -160,75 +183,4 @@ fn bind<'q>(
     query
         .bind(entries.iter().map(|entry| entry.position.epoch).collect::<Vec<_>>())
         .bind(entries.iter().map(|entry| entry.position.lsn).collect::<Vec<_>>())
-}
-
-/// Batches under construction.
-struct Builder {
-    decoder: Decoder,
-    shape: (usize, usize),
-    records_max: usize,
-    bytes_max: usize,
-    progress: Vec<(Partition, Progress)>,
-    building: Vec<Batch>,
-    lists: Vec<Vec<Batch>>,
-}
-
-impl Builder {
-    fn new(library: &Library) -> anyhow::Result<Self> {
-        let limits = &library.settings.limits;
-        let writers = limits.writers.get();
-        let shape = library.shape()?;
-        let topic = &library.view()?.spec.topic;
-        let partition = |number| Partition { topic: topic.clone(), number };
-        Ok(Self {
-            decoder: Decoder::new(Arc::clone(&library.views)),
-            shape,
-            records_max: limits.batch_records_max.get(),
-            bytes_max: limits.batch_bytes_max.get(),
-            // The first owner of a partition has epoch 1.
-            progress: (0..PARTITIONS).map(|n| (partition(n), Progress::new(0, 1))).collect(),
-            building: (0..writers).map(|_| Batch::new([shape])).collect(),
-            lists: (0..writers).map(|_| Vec::new()).collect(),
-        })
-    }
-
-    fn read(
-        mut self,
-        servers: &Servers,
-        topic: &str,
-        registry: &Registry,
-    ) -> anyhow::Result<Vec<Vec<Batch>>> {
-        topic::read_all(servers, topic, |message| {
-            let record = library::record(topic, message);
-            while let Some(schema) = self.take(&record)? {
-                let node = Handle::current().block_on(registry.schema(schema))?;
-                self.decoder.learn(schema, node);
-            }
-            Ok(())
-        })?;
-        for (list, batch) in self.lists.iter_mut().zip(self.building) {
-            list.push(batch);
-        }
-        let letters = self.lists.iter().flatten().map(|batch| batch.refused.len()).sum::<usize>();
-        ensure!(letters == 0, "{letters} records could not be decoded");
-        Ok(self.lists)
-    }
-
-    /// Puts a record into its writer's batch, or says which schema that needs.
-    fn take(&mut self, record: &Record<'_>) -> anyhow::Result<Option<u32>> {
-        let number = usize::try_from(record.partition)?;
-        let writer = number % self.lists.len();
-        let (partition, progress) =
-            self.progress.get_mut(number).context("an unknown partition")?;
-        let batch = &mut self.building[writer];
-        let decoded = self.decoder.decode(record, partition, progress, batch)?;
-        if let Decoded::NeedsSchema(id) = decoded {
-            return Ok(Some(id));
-        }
-        if batch.record_count >= self.records_max || batch.byte_count() >= self.bytes_max {
-            let full = std::mem::replace(batch, Batch::new([self.shape]));
-            self.lists[writer].push(full);
-        }
-        Ok(None)
-    }
 }

@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use serde_json::{Value as Json, json};
-use sqlx::{AssertSqlSafe, PgConnection};
-use tokio::task::JoinSet;
+use sqlx::PgConnection;
 
+use crate::changes;
 use crate::cli::Mix;
 use crate::connect::Connector;
-use crate::operations::Operations;
 use crate::servers::{Servers, admin, execute};
 use crate::topic;
 
@@ -17,10 +16,10 @@ pub(crate) const DATABASE: &str = "bench_source";
 
 /// Connections that write at once: transactions overlap, and their changes reach the log interleaved.
 const WRITERS: u16 = 4;
+/// Departments the rows are spread over, unless something else is asked for.
+const DEPARTMENTS: u32 = 20;
 /// Rows made last: when all of them are visible, everything before them is, in each partition.
 const LAST_ROWS: i64 = 64;
-/// WAL that Debezium may be behind: far below what the server keeps for it.
-const BEHIND_BYTES_MAX: i64 = 800 << 20;
 
 /// Columns of the source table. Those of a user in the reference system, then, for comparing what is
 /// written, a few that may be null.
@@ -43,13 +42,33 @@ pub(crate) struct Plan {
     pub(crate) mix: Mix,
     pub(crate) changes: u64,
     pub(crate) seed: u64,
+    /// Of each source transaction; `None` leaves it to the mix.
+    pub(crate) transaction_rows: Option<usize>,
+    pub(crate) departments: u32,
 }
 
 impl Plan {
+    pub(crate) fn new(mix: Mix, changes: u64, seed: u64) -> Self {
+        Self { mix, changes, seed, transaction_rows: None, departments: DEPARTMENTS }
+    }
+
     /// Names table, topic, slot and connector.
     fn name(&self) -> String {
         let mix = format!("{:?}", self.mix).to_lowercase();
-        format!("{mix}_{}_{:x}", self.changes, self.seed)
+        let mut name = format!("{mix}_{}_{:x}", self.changes, self.seed);
+        if let Some(rows) = self.transaction_rows {
+            name += &format!("_t{rows}");
+        }
+        if self.departments != DEPARTMENTS {
+            name += &format!("_d{}", self.departments);
+        }
+        name
+    }
+
+    /// As many as have a transaction to write.
+    pub(crate) fn writers(&self) -> u16 {
+        let rows = self.transaction_rows.unwrap_or(1).max(1) as u64;
+        u16::try_from(self.changes / rows).map_or(WRITERS, |count| count.clamp(1, WRITERS))
     }
 
     fn nullable(&self) -> bool {
@@ -79,52 +98,91 @@ pub(crate) struct Filled {
     pub(crate) last_keys: Vec<i64>,
 }
 
+impl Filled {
+    /// What will be there; nothing is yet.
+    fn planned(plan: Plan) -> anyhow::Result<Self> {
+        let table = plan.name();
+        let first_last = i64::try_from(plan.changes)? + 1_000_000_000;
+        Ok(Self {
+            plan,
+            topic: format!("bench-{}", table.replace('_', "-")),
+            table,
+            changes: plan.changes + LAST_ROWS.unsigned_abs(),
+            records: 0,
+            last_keys: (first_last..first_last + LAST_ROWS).collect(),
+        })
+    }
+}
+
 /// Fills a topic, unless an earlier run did.
 pub(crate) async fn fill(servers: &Servers, plan: Plan) -> anyhow::Result<Filled> {
-    let table = plan.name();
-    let topic = format!("bench-{}", table.replace('_', "-"));
+    let mut filled = Filled::planned(plan)?;
     let mut db = prepare().await?;
-    let first_last = i64::try_from(plan.changes)? + 1_000_000_000;
-    let filled = |records| Filled {
-        plan,
-        topic: topic.clone(),
-        table: table.clone(),
-        changes: plan.changes + LAST_ROWS.unsigned_abs(),
-        records,
-        last_keys: (first_last..first_last + LAST_ROWS).collect(),
-    };
     let noted: Option<i64> = sqlx::query_scalar("select records from filled where name = $1")
-        .bind(&table)
+        .bind(&filled.table)
         .fetch_optional(&mut db)
         .await?;
-    let found = topic::record_counts(servers, &topic).await?;
-    let count = found.as_ref().map(|counts| counts.iter().sum::<u64>());
+    let found = topic::record_counts(servers, &filled.topic).await?;
+    let count = found.map(|counts| counts.iter().sum::<u64>());
     if let (Some(noted), Some(count)) = (noted, count)
         && noted.unsigned_abs() == count
     {
-        return Ok(filled(count));
+        filled.records = count;
+        return Ok(filled);
     }
-    Connector::remove_all(servers, "bench-").await?;
-    if found.is_some() {
-        topic::remove(servers, &topic).await?;
-    }
-    create(&mut db, &plan, &table).await?;
     let step = servers.progress.step("source", "starting the connector");
-    let config = connector(servers, &table, &topic)?;
-    // Connect remembers how far a name got, for ever.
-    let name = format!("bench-{table}-{:08x}", rand::random::<u32>());
-    let connector = Connector::start(servers, &name, &config).await?;
-    wait_for_slot(&mut db, &table, &connector).await?;
-    let records = stream(servers, &plan, &filled(0), &step).await?;
-    connector.remove().await?;
-    drop_slot(&mut db, &table).await?;
+    let streaming = Streaming::start(servers, plan).await?;
+    filled.records = changes::stream(servers, &filled, &step).await?;
+    streaming.stop().await?;
     sqlx::query("insert into filled values ($1, $2)")
-        .bind(&table)
-        .bind(i64::try_from(records)?)
+        .bind(&filled.table)
+        .bind(i64::try_from(filled.records)?)
         .execute(&mut db)
         .await?;
-    step.done(&format!("{} changes, {records} records in {topic}", plan.changes));
-    Ok(filled(records))
+    step.done(&format!("{} changes, {} records in {}", plan.changes, filled.records, filled.topic));
+    Ok(filled)
+}
+
+/// An empty table whose changes Debezium streams into a topic.
+pub(crate) struct Streaming {
+    pub(crate) filled: Filled,
+    connector: Connector,
+    db: PgConnection,
+}
+
+impl Streaming {
+    /// Makes table, topic and connector anew.
+    pub(crate) async fn start(servers: &Servers, plan: Plan) -> anyhow::Result<Self> {
+        let filled = Filled::planned(plan)?;
+        let Filled { table, topic, .. } = &filled;
+        let mut db = prepare().await?;
+        Connector::remove_all(servers, "bench-").await?;
+        if topic::record_counts(servers, topic).await?.is_some() {
+            topic::remove(servers, topic).await?;
+        }
+        create(&mut db, &plan, table).await?;
+        let config = connector(servers, table, topic)?;
+        // Connect remembers how far a name got, for ever.
+        let name = format!("bench-{table}-{:08x}", rand::random::<u32>());
+        let connector = Connector::start(servers, &name, &config).await?;
+        wait_for_slot(&mut db, table, &connector).await?;
+        Ok(Self { filled, connector, db })
+    }
+
+    /// Ends the streaming. Table and topic stay.
+    pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
+        self.connector.remove().await?;
+        drop_slot(&mut self.db, &self.filled.table).await
+    }
+
+    /// Ends the streaming, and removes what was streamed.
+    pub(crate) async fn discard(self, servers: &Servers) -> anyhow::Result<()> {
+        let Filled { table, topic, .. } = self.filled.clone();
+        self.stop().await?;
+        topic::remove(servers, &topic).await?;
+        let sql = format!("drop publication bench_{table}; drop table {table}");
+        execute(&mut admin(DATABASE).await?, &sql).await
+    }
 }
 
 /// The source's database with what all its tables share.
@@ -185,11 +243,11 @@ async fn create(db: &mut PgConnection, plan: &Plan, table: &str) -> anyhow::Resu
                      insert into {table} (id, name, email, department, status, created_at,
                          updated_at, version{more_names})
                      values (keys[i], '사용자 ' || keys[i], 'user-' || keys[i] || '@example.test',
-                         '부서 ' || n % 20, (array['ACTIVE', 'INACTIVE', 'SUSPENDED'])[(1 + n % 3)::int],
+                         '부서 ' || n % {departments}, (array['ACTIVE', 'INACTIVE', 'SUSPENDED'])[(1 + n % 3)::int],
                          at + n * interval '1.000001 s', at + n * interval '1.000001 s',
                          1{more_values});
                  when 'u' then
-                     update {table} set department = '부서 ' || n % 20,
+                     update {table} set department = '부서 ' || n % {departments},
                          status = (array['ACTIVE', 'INACTIVE', 'SUSPENDED'])[(1 + n % 3)::int],
                          updated_at = at + n * interval '1.000001 s',
                          version = version + 1{more_set}
@@ -203,6 +261,7 @@ async fn create(db: &mut PgConnection, plan: &Plan, table: &str) -> anyhow::Resu
              end loop;
          end $$",
         definitions = plan.definitions(),
+        departments = plan.departments,
     );
     execute(db, &sql).await
 }
@@ -274,101 +333,4 @@ async fn drop_slot(db: &mut PgConnection, table: &str) -> anyhow::Result<()> {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     bail!("somebody holds the replication slot bench_{table}");
-}
-
-/// Writes everything and waits until it is in the topic. Returns the number of records there.
-async fn stream(
-    servers: &Servers,
-    plan: &Plan,
-    filled: &Filled,
-    step: &devstack::Step,
-) -> anyhow::Result<u64> {
-    let mut writers = JoinSet::new();
-    for number in 0..WRITERS {
-        let operations = Operations::new(plan.mix, plan.changes, plan.seed, number, WRITERS);
-        writers.spawn(write(filled.table.clone(), operations, number));
-    }
-    let mut deletes = 0;
-    let mut watch = tokio::time::interval(Duration::from_millis(500));
-    let mut count = 0;
-    while !writers.is_empty() {
-        tokio::select! {
-            Some(written) = writers.join_next() => deletes += written??,
-            _ = watch.tick() => {
-                count = records(servers, &filled.topic).await?;
-                step.message(format!("{count} records of {} changes streamed", plan.changes));
-            }
-        }
-    }
-    let mut db = admin(DATABASE).await?;
-    let letters = "c".repeat(filled.last_keys.len());
-    change(&mut db, &filled.table, &letters, &filled.last_keys, 0).await?;
-    let expected = filled.changes + deletes;
-    let mut stood_still = 0;
-    while count < expected {
-        watch.tick().await;
-        let before = count;
-        count = records(servers, &filled.topic).await?;
-        step.message(format!("{count} of {expected} records streamed"));
-        stood_still = if count == before { stood_still + 1 } else { 0 };
-        ensure!(stood_still < 240, "Debezium stopped at {count} of {expected} records");
-    }
-    ensure!(count == expected, "{expected} records were expected in {}, not {count}", filled.topic);
-    Ok(count)
-}
-
-async fn records(servers: &Servers, topic: &str) -> anyhow::Result<u64> {
-    Ok(topic::record_counts(servers, topic).await?.map_or(0, |counts| counts.iter().sum()))
-}
-
-/// One writer's changes. Returns how many of them were deletes.
-async fn write(table: String, mut operations: Operations, number: u16) -> anyhow::Result<u64> {
-    let mut db = admin(DATABASE).await?;
-    let mut done = i64::from(number) << 40;
-    let mut deletes = 0;
-    for round in 0_u64.. {
-        let transaction = operations.transaction();
-        if transaction.is_empty() {
-            break;
-        }
-        let letters: String = transaction.iter().map(|(operation, _)| operation.letter()).collect();
-        let keys: Vec<i64> = transaction.iter().map(|(_, key)| *key).collect();
-        change(&mut db, &table, &letters, &keys, done % 1_000_000_007).await?;
-        deletes += letters.matches('d').count() as u64;
-        done += i64::try_from(keys.len())?;
-        if round.is_multiple_of(50) {
-            wait_for_debezium(&mut db, &table).await?;
-        }
-    }
-    Ok(deletes)
-}
-
-async fn change(
-    db: &mut PgConnection,
-    table: &str,
-    letters: &str,
-    keys: &[i64],
-    first: i64,
-) -> anyhow::Result<()> {
-    let sql = format!("select change_{table}($1, $2, $3)");
-    let query = sqlx::query(AssertSqlSafe(sql)).bind(letters).bind(keys).bind(first);
-    query.execute(db).await.context("a change at the source failed")?;
-    Ok(())
-}
-
-/// The server gives up on a slot that is too far behind.
-async fn wait_for_debezium(db: &mut PgConnection, table: &str) -> anyhow::Result<()> {
-    loop {
-        let behind: Option<i64> = sqlx::query_scalar(
-            "select pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint
-             from pg_replication_slots where slot_name = $1",
-        )
-        .bind(format!("bench_{table}"))
-        .fetch_one(&mut *db)
-        .await?;
-        if behind.unwrap_or(0) < BEHIND_BYTES_MAX {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
 }

@@ -124,9 +124,19 @@ impl Target {
                 .await?;
         let sql = if known { sql.replace(role, "") } else { sql };
         execute(&mut db, &sql).await?;
+        let mut target = Self { filled: filled.clone() };
+        target.expect(filled).await?;
+        Ok(target)
+    }
+
+    /// Takes the source's rows of this moment for those everybody should have.
+    pub(crate) async fn expect(&mut self, filled: &Filled) -> anyhow::Result<()> {
+        let mut db = admin(DATABASE).await?;
+        execute(&mut db, "truncate public.expected").await?;
         copy(&filled.table, &mut db).await?;
-        execute(&mut db, "vacuum analyze expected").await?;
-        Ok(Self { filled: filled.clone() })
+        execute(&mut db, "vacuum analyze public.expected").await?;
+        self.filled = filled.clone();
+        Ok(())
     }
 
     pub(crate) async fn db(&self) -> anyhow::Result<PgConnection> {

@@ -1,0 +1,133 @@
+//! `./dev bench shapes`: whether the shape of the load matters to the consumer.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+use serde::Serialize;
+
+use crate::cli::{Mix, ShapesOptions, print};
+use crate::contest::{Contestant, Field, Run};
+use crate::figures::Spread;
+use crate::jdbc;
+use crate::report;
+use crate::servers::{Conditions, Servers};
+use crate::source::{self, Plan};
+use crate::target::Target;
+
+const SEED: u64 = 1;
+const SMALL_TRANSACTION_ROWS: usize = 1000;
+const MANY_DEPARTMENTS: u32 = 1000;
+
+/// The same number of changes in two shapes.
+struct Pair {
+    name: &'static str,
+    contestant: Contestant,
+    usual: Plan,
+    extreme: Plan,
+}
+
+#[derive(Debug, Serialize)]
+struct Comparison {
+    name: &'static str,
+    usual_per_second: Spread,
+    extreme_per_second: Spread,
+    /// How often the rate of the usual shape the extreme one reaches, round by round.
+    extreme_to_usual: Spread,
+    /// Of the extreme shape.
+    peak_mib: Option<u64>,
+    runs: Vec<Run>,
+}
+
+#[derive(Debug, Serialize)]
+struct Shapes {
+    events: u64,
+    comparisons: Vec<Comparison>,
+    conditions: Conditions,
+}
+
+fn pairs(events: u64) -> anyhow::Result<[Pair; 2]> {
+    let plan = Plan::new(Mix::Mixed, events, SEED);
+    let transactions = |rows| Plan { transaction_rows: Some(rows), ..plan };
+    let departments = |count| Plan { departments: count, ..plan };
+    Ok([
+        Pair {
+            name: "one transaction / transactions of 1,000 rows",
+            contestant: Contestant::Ours,
+            usual: transactions(SMALL_TRANSACTION_ROWS),
+            extreme: transactions(usize::try_from(events)?),
+        },
+        Pair {
+            name: "one department / 1,000 departments, user_view",
+            contestant: Contestant::OursView,
+            usual: departments(MANY_DEPARTMENTS),
+            extreme: departments(1),
+        },
+    ])
+}
+
+pub(crate) async fn run(options: &ShapesOptions) -> anyhow::Result<ExitCode> {
+    let servers = Servers::new()?;
+    let conditions = servers.conditions().await?;
+    let mut comparisons = Vec::new();
+    for pair in pairs(options.events)? {
+        comparisons.push(compare(&servers, &pair, options.repeat).await?);
+    }
+    let shapes = Shapes { events: options.events, comparisons, conditions };
+    report::write(&servers, &options.output, "shapes", &shapes)?;
+    if !options.output.json {
+        print(&table(&shapes));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn compare(servers: &Servers, pair: &Pair, repeat: u32) -> anyhow::Result<Comparison> {
+    let filled =
+        [source::fill(servers, pair.usual).await?, source::fill(servers, pair.extreme).await?];
+    let (mut runs, mut rates) = (Vec::new(), [Vec::new(), Vec::new()]);
+    for round in 0..repeat {
+        for (filled, rates) in filled.iter().zip(&mut rates) {
+            let target = Target::create(filled).await?;
+            let field = Field { servers, target: &target, tuned: jdbc::DEFAULT };
+            let run = field.run(pair.contestant, round).await?;
+            ensure!(run.difference.none(), "{}: {}", filled.topic, run.difference);
+            rates.push(run.per_second);
+            runs.push(run);
+        }
+    }
+    let [usual, extreme] = rates;
+    let ratios = extreme.iter().zip(&usual).map(|(extreme, usual)| extreme / usual);
+    let spread = |rates: Option<Spread>| rates.context("at least one round");
+    let extremes = runs.iter().skip(1).step_by(2);
+    Ok(Comparison {
+        name: pair.name,
+        extreme_to_usual: spread(Spread::of(ratios))?,
+        peak_mib: extremes.filter_map(|run| run.peak_mib).max(),
+        usual_per_second: spread(Spread::of(usual))?,
+        extreme_per_second: spread(Spread::of(extreme))?,
+        runs,
+    })
+}
+
+fn table(shapes: &Shapes) -> String {
+    let head = format!(
+        "{:<46} {:>10} {:>10} {:>6} {:>12} {:>9}",
+        format!("{} events", shapes.events),
+        "extreme/s",
+        "usual/s",
+        "ratio",
+        "low-high",
+        "peak MiB"
+    );
+    let rows = shapes.comparisons.iter().map(|comparison| {
+        let Spread { median, min, max } = comparison.extreme_to_usual;
+        format!(
+            "{:<46} {:>10.0} {:>10.0} {median:>6.2} {:>12} {:>9}",
+            comparison.name,
+            comparison.extreme_per_second.median,
+            comparison.usual_per_second.median,
+            format!("{min:.2}-{max:.2}"),
+            comparison.peak_mib.map_or_else(|| "-".to_owned(), |mib| mib.to_string()),
+        )
+    });
+    std::iter::once(head).chain(rows).collect::<Vec<_>>().join("\n")
+}
