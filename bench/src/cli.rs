@@ -22,6 +22,8 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
+    /// Every benchmark below, one after the other; takes an hour or more
+    All(AllOptions),
     /// Random changes through Debezium into our table and into the Debezium JDBC sink's: the final
     /// rows of source, consumer and sink, compared row for row
     Agree(AgreeOptions),
@@ -41,6 +43,13 @@ pub(crate) enum Verb {
     Load(LoadOptions),
     /// Draw results of `drain` as SVG, each beside its JSON file
     Plot(PlotOptions),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AllOptions {
+    /// How often the sides of a benchmark take turns, where they do [default: each its own]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) repeat: Option<u32>,
 }
 
 #[derive(Debug, Args)]

@@ -44,6 +44,8 @@ struct Load {
     in_view_at_last_response: u64,
     /// From the last response to the view's last row.
     view_complete_after_seconds: f64,
+    /// Once a second from the first request: seconds, users answered, rows in the view.
+    progress: Vec<(f64, u64, u64)>,
     /// Every user created has its row, with the same content.
     equal: bool,
     conditions: Conditions,
@@ -61,14 +63,17 @@ pub(crate) async fn run(options: &LoadOptions) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let mut posting = post_all(options, &created);
     let (mut millis, mut watch) = (Vec::new(), tokio::time::interval(SHOW_EVERY));
+    let mut progress = Vec::new();
     while !posting.is_empty() {
         tokio::select! {
             Some(posted) = posting.join_next() => millis.extend(posted??),
             _ = watch.tick() => {
                 let created = created.load(Ordering::Relaxed);
                 step.count(created, options.users);
-                let rate = float(created) / started.elapsed().as_secs_f64();
                 let rows = rows_after(&mut views, before).await?;
+                let elapsed = started.elapsed().as_secs_f64();
+                progress.push((elapsed, created, rows));
+                let rate = float(created) / elapsed;
                 step.message(format!("{rate:.0} a second, {rows} in the view"));
             }
         }
@@ -90,6 +95,7 @@ pub(crate) async fn run(options: &LoadOptions) -> anyhow::Result<ExitCode> {
         response_millis: Percentiles::of(millis).context("no user was created")?,
         in_view_at_last_response: at_last_response,
         view_complete_after_seconds: complete.as_secs_f64(),
+        progress,
         equal,
         conditions,
     };

@@ -1,6 +1,7 @@
 //! `bench`: see `--help`. Started by `./dev bench`, which brings the servers up first.
 
 mod agree;
+mod all;
 mod api;
 mod batches;
 mod changes;
@@ -37,7 +38,12 @@ use cli::{Cli, Verb};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let outcome = match Cli::parse().verb {
+    run(Cli::parse().verb).await
+}
+
+async fn run(verb: Verb) -> ExitCode {
+    let outcome = match verb {
+        Verb::All(options) => Ok(all::run(&options).await),
         Verb::Agree(options) => agree::run(&options).await,
         Verb::Drain(options) => drain::run(&options).await,
         Verb::Stream(options) => stream::run(&options).await,
@@ -48,11 +54,8 @@ async fn main() -> ExitCode {
         Verb::Load(options) => load::run(&options).await,
         Verb::Plot(options) => plot::run(&options),
     };
-    match outcome {
-        Ok(code) => code,
-        Err(error) => {
-            cli::complain(&error);
-            ExitCode::from(2)
-        }
-    }
+    outcome.unwrap_or_else(|error| {
+        cli::complain(&error);
+        ExitCode::from(2)
+    })
 }

@@ -20,18 +20,10 @@ pub(crate) async fn run(
 ) -> anyhow::Result<()> {
     let has = |words: &[&str]| arguments.iter().any(|argument| words.contains(&argument.as_str()));
     let serverless = has(&["-h", "--help", "help", "plot"]);
-    let whole_system = has(&["api", "latency", "load"]);
-    if !serverless && whole_system {
-        stack.up(Extent::Everything, progress).await?;
-    } else if !serverless {
-        devstack::fetch_jdbc_sink(stack.places(), progress).await?;
-        stack.up(Extent::Servers, progress).await?;
-        if !offers_the_sink().await? {
-            // It was started before the sink was fetched.
-            let step = progress.step("connect", "restarting with the JDBC sink");
-            stack.restart(Service::Connect).await?;
-            step.done("restarted with the JDBC sink");
-        }
+    let whole_system = has(&["all", "api", "latency", "load"]);
+    let rival = !has(&["api", "load"]);
+    if !serverless {
+        bring_up(stack, whole_system, rival, progress).await?;
     }
     let programs = build(stack)?;
     if !serverless && whole_system {
@@ -49,6 +41,26 @@ pub(crate) async fn run(
         .env("DEVSTACK_STATE", &stack.places().state)
         .exec();
     Err(error).context("cannot run bench")
+}
+
+async fn bring_up(
+    stack: &Stack,
+    whole_system: bool,
+    rival: bool,
+    progress: &Progress,
+) -> anyhow::Result<()> {
+    if rival {
+        devstack::fetch_jdbc_sink(stack.places(), progress).await?;
+    }
+    let extent = if whole_system { Extent::Everything } else { Extent::Servers };
+    stack.up(extent, progress).await?;
+    if rival && !offers_the_sink().await? {
+        // It was started before the sink was fetched.
+        let step = progress.step("connect", "restarting with the JDBC sink");
+        stack.restart(Service::Connect).await?;
+        step.done("restarted with the JDBC sink");
+    }
+    Ok(())
 }
 
 async fn offers_the_sink() -> anyhow::Result<bool> {
