@@ -9,6 +9,22 @@ use crate::servers::Servers;
 use crate::target::{self, Target};
 use crate::topic;
 
+const CLASS: &str = "io.debezium.connector.jdbc.JdbcSinkConnector";
+/// Connectors of this program are called so, and something random.
+const PREFIX: &str = "bench-sink-";
+/// The sink's role, and its password.
+const ROLE: &str = "bench_sink";
+
+/// What a sink reads, and where it writes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Way<'a> {
+    pub(crate) topic: &'a str,
+    /// Where in the topic it begins: Kafka's `auto.offset.reset`.
+    pub(crate) begin: &'static str,
+    pub(crate) database: &'a str,
+    pub(crate) table: &'a str,
+}
+
 /// What can be tuned without changing what the sink promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(crate) struct Setting {
@@ -41,20 +57,20 @@ pub(crate) const TUNED: [Setting; 5] = [
 ];
 
 impl Setting {
-    fn config(&self, servers: &Servers, topic: &str) -> Json {
+    fn config(&self, servers: &Servers, way: Way<'_>) -> Json {
+        let Way { topic, begin, database, table } = way;
         let state = &servers.stack.places().state;
         let secrets = state.join("secrets/connect.properties");
         let registry = format!("${{file:{}:registry.url}}", secrets.display());
         let rewrite = if self.rewrite { "?reWriteBatchedInserts=true" } else { "" };
-        let database = target::DATABASE;
         let mut config = json!({
-            "connector.class": "io.debezium.connector.jdbc.JdbcSinkConnector",
+            "connector.class": CLASS,
             "tasks.max": self.tasks.to_string(),
             "topics": topic,
             "connection.url": format!("jdbc:postgresql://{HOST}:{POSTGRES_PORT}/{database}{rewrite}"),
-            "connection.username": "bench_sink",
-            "connection.password": "bench_sink",
-            "collection.name.format": "bench_sink",
+            "connection.username": ROLE,
+            "connection.password": ROLE,
+            "collection.name.format": table,
             "insert.mode": "upsert",
             "primary.key.mode": "record_key",
             "delete.enabled": "true",
@@ -72,6 +88,9 @@ impl Setting {
         if self.batch != DEFAULT.batch {
             config["batch.size"] = json!(self.batch.to_string());
             config["consumer.override.max.poll.records"] = json!(self.batch.to_string());
+        }
+        if begin != "earliest" {
+            config["consumer.override.auto.offset.reset"] = json!(begin);
         }
         if self.reduction {
             config["use.reduction.buffer"] = json!("true");
@@ -94,8 +113,22 @@ impl Sink {
         target: &Target,
         setting: Setting,
     ) -> anyhow::Result<Self> {
-        let name = format!("bench-sink-{:016x}", rand::random::<u64>());
-        let config = setting.config(servers, &target.filled.topic);
+        let way = Way {
+            topic: &target.filled.topic,
+            begin: "earliest",
+            database: target::DATABASE,
+            table: "bench_sink",
+        };
+        Self::start_on(servers, way, setting).await
+    }
+
+    pub(crate) async fn start_on(
+        servers: &Servers,
+        way: Way<'_>,
+        setting: Setting,
+    ) -> anyhow::Result<Self> {
+        let name = format!("{PREFIX}{:016x}", rand::random::<u64>());
+        let config = setting.config(servers, way);
         Ok(Self { connector: Connector::start(servers, &name, &config).await? })
     }
 
