@@ -37,7 +37,7 @@ pub(crate) enum Verb {
     Decode(DecodeOptions),
     /// Requests a second through user-api and post-api, and statements a second without them
     Api(ApiOptions),
-    /// From a commit at the source to a reader who sees it in the view, at fixed rates
+    /// From a commit at the source to a reader who sees it in the view, at fixed rates; by stages
     Latency(LatencyOptions),
     /// The original's run: users posted through REST, with the view counted beside it
     Load(LoadOptions),

@@ -52,6 +52,56 @@ impl Percentiles {
     }
 }
 
+/// How many values of each size there are, in buckets whose bounds grow by one factor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Histogram {
+    /// Number of the first bucket, counted from the one that begins at 1.
+    pub(crate) first: i32,
+    /// Buckets between a value and its tenfold.
+    pub(crate) per_decade: u32,
+    pub(crate) counts: Vec<u64>,
+}
+
+impl Histogram {
+    const PER_DECADE: u32 = 20;
+    /// What is smaller than 0.01 counts as this.
+    const FIRST: i32 = -40;
+
+    pub(crate) fn of(values: &[f64]) -> Self {
+        let mut values = values.to_vec();
+        values.sort_by(f64::total_cmp);
+        let mut histogram =
+            Self { first: Self::FIRST, per_decade: Self::PER_DECADE, counts: vec![] };
+        let mut left = values.as_slice();
+        for number in Self::FIRST.. {
+            if left.is_empty() {
+                break;
+            }
+            let inside = left.partition_point(|value| *value < histogram.bound(number + 1));
+            left = left.get(inside..).unwrap_or_default();
+            if inside == 0 && histogram.counts.is_empty() {
+                histogram.first = number + 1;
+            } else {
+                histogram.counts.push(inside as u64);
+            }
+        }
+        histogram
+    }
+
+    /// Where a bucket begins.
+    pub(crate) fn bound(&self, number: i32) -> f64 {
+        10_f64.powf(f64::from(number) / f64::from(self.per_decade))
+    }
+}
+
+/// The median of the p99 of ten slices of a run, whose values are in order of time: what the machine does
+/// to one slice changes it little. `None` without any value.
+pub(crate) fn calm_p99(values: &[f64]) -> Option<f64> {
+    let slices = values.chunks(values.len().div_ceil(10).max(1));
+    let p99 = slices.filter_map(|slice| Percentiles::of(slice.to_vec())).map(|found| found.p99);
+    Spread::of(p99).map(|spread| spread.median)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,5 +128,27 @@ mod tests {
         check(&[2.0], Some((2.0, 2.0, 2.0)));
         check(&[3.0, 1.0, 9.0], Some((3.0, 1.0, 9.0)));
         check(&[4.0, 1.0, 2.0, 9.0], Some((3.0, 1.0, 9.0)));
+    }
+
+    #[test]
+    fn every_value_is_in_the_bucket_between_whose_bounds_it_lies() {
+        let check = |values: &[f64], first, counts: &[u64]| {
+            let found = Histogram::of(values);
+            assert_eq!((found.first, found.counts.as_slice()), (first, counts), "{values:?}");
+        };
+        check(&[], Histogram::FIRST, &[]);
+        check(&[1.0], 0, &[1]);
+        check(&[1.2, 1.0, 1.1, 1.3], 0, &[2, 1, 1]);
+        check(&[10.0, 12.0], 20, &[1, 1]);
+        check(&[0.0], Histogram::FIRST, &[1]);
+    }
+
+    #[test]
+    fn one_bad_slice_does_not_change_the_calm_p99() {
+        assert_eq!(calm_p99(&[]), None);
+        assert_eq!(calm_p99(&[3.0]), Some(3.0));
+        let mut values = vec![2.0; 1000];
+        values[300..400].fill(500.0);
+        assert_eq!(calm_p99(&values), Some(2.0));
     }
 }
