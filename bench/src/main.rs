@@ -23,6 +23,7 @@ mod load;
 mod operations;
 mod ours;
 mod plot;
+mod plot_latency;
 mod process;
 mod replay;
 mod report;

@@ -1,19 +1,21 @@
-//! `./dev bench plot`: draws the result of a `drain` as SVG.
+//! `./dev bench plot`: draws results as SVG. Here that of a `drain`.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use clap::ValueEnum;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use serde::Deserialize;
+use serde_json::Value as Json;
 
 use crate::cli::{PlotOptions, print};
 use crate::contest::Contestant;
 use crate::figures::Spread;
+use crate::plot_latency;
 
-const WIDTH: u32 = 860;
+pub(crate) const WIDTH: u32 = 860;
 const BAR: i32 = 26;
 const GAP: i32 = 12;
 const LEFT: i32 = 240;
@@ -22,7 +24,7 @@ const TOP: i32 = 56;
 const BOTTOM: i32 = 16;
 const OURS: RGBColor = RGBColor(0x1f, 0x77, 0xb4);
 const OTHERS: RGBColor = RGBColor(0xa8, 0xb2, 0xbd);
-const INK: RGBColor = RGBColor(0x30, 0x36, 0x3d);
+pub(crate) const INK: RGBColor = RGBColor(0x30, 0x36, 0x3d);
 
 /// What of a result is drawn.
 #[derive(Debug, Deserialize)]
@@ -42,13 +44,39 @@ struct Bar {
 pub(crate) fn run(options: &PlotOptions) -> anyhow::Result<ExitCode> {
     for file in &options.files {
         let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
-        let result: Result = serde_json::from_str(&text)
-            .with_context(|| format!("{} is no result of ./dev bench drain", file.display()))?;
         let picture = file.with_extension("svg");
-        draw(&result, &picture).map_err(|error| anyhow!("{}: {error}", picture.display()))?;
+        let drawn = match kind(&text).with_context(|| file.display().to_string())? {
+            Kind::Drain(result) => draw(&result, &picture),
+            Kind::Latency(result) => plot_latency::draw(&result, &picture),
+        };
+        drawn.map_err(|error| anyhow!("{}: {error}", picture.display()))?;
         print(&display(&picture));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whose result a file holds.
+#[derive(Debug)]
+enum Kind {
+    Drain(Result),
+    Latency(plot_latency::Result),
+}
+
+fn kind(text: &str) -> anyhow::Result<Kind> {
+    let json: Json = serde_json::from_str(text).context("it holds no JSON")?;
+    if json.get("summaries").is_some() {
+        let result = serde_json::from_value(json);
+        return result.map(Kind::Drain).context("it is no whole result of `drain`");
+    }
+    let run = &json["runs"][0];
+    if run.get("millis").is_none() {
+        bail!("it is neither a result of `drain` nor of `latency`");
+    }
+    if run.get("histogram").is_none() {
+        bail!("it is a result of an older `latency`, without histograms; measure again");
+    }
+    let result = serde_json::from_value(json);
+    result.map(Kind::Latency).context("it is no whole result of `latency`")
 }
 
 fn display(path: &Path) -> String {
@@ -110,5 +138,19 @@ mod tests {
         for part in ["5 events, mixed", "cdc-consumer", "JDBC sink, tuned", "80", "20"] {
             assert!(picture.contains(part), "{part} is not in {picture}");
         }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_drawn_says_what_it_is() {
+        let check = |text: &str, expected: &str| {
+            let error = kind(text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        };
+        check("{", "no JSON");
+        check("[]", "neither");
+        check(r#"{"runs": [], "users": 5}"#, "neither");
+        check(r#"{"runs": [{"rate": 5, "millis": {}}]}"#, "older `latency`");
+        check(r#"{"runs": [{"millis": {}, "histogram": {}}]}"#, "no whole result of `latency`");
+        check(r#"{"summaries": []}"#, "no whole result of `drain`");
     }
 }
