@@ -159,6 +159,11 @@ pub(crate) struct LatencyOptions {
     #[arg(long)]
     pub(crate) connector_defaults: bool,
 
+    /// Measure others at the first rate, too: the Debezium JDBC sink with its defaults, and
+    /// PostgreSQL's logical replication. cdc-consumer is stopped meanwhile
+    #[arg(long)]
+    pub(crate) rivals: bool,
+
     #[command(flatten)]
     pub(crate) output: Output,
 }

@@ -51,25 +51,62 @@ impl Connector {
         let connector = Self::named(servers, name);
         let tasks = config["tasks.max"].as_str().and_then(|count| count.parse().ok()).unwrap_or(1);
         let deadline = Instant::now() + START_MAX;
+        connector.put("config", Some(config), deadline).await?;
+        connector.wait_for_tasks(tasks, deadline).await?;
+        Ok(connector)
+    }
+
+    /// Ends its tasks; its settings stay, and how far it came. A paused connector would go on reading until
+    /// its queue is full.
+    pub(crate) async fn stop(servers: &Servers, name: &str) -> anyhow::Result<()> {
+        let connector = Self::named(servers, name);
+        let deadline = Instant::now() + START_MAX;
+        connector.put("stop", None, deadline).await?;
         loop {
-            let request = connector.client.put(format!("{}/config", connector.url)).json(config);
+            let status = connector.status().await?;
+            let tasks = status["tasks"].as_array().map_or(0, Vec::len);
+            if status["connector"]["state"] == "STOPPED" && tasks == 0 {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("{name} does not stop within {START_MAX:?}: {status}");
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Lets a stopped one go on. No error when it runs.
+    pub(crate) async fn resume(servers: &Servers, name: &str) -> anyhow::Result<()> {
+        let connector = Self::named(servers, name);
+        let deadline = Instant::now() + START_MAX;
+        connector.put("resume", None, deadline).await?;
+        connector.wait_for_tasks(1, deadline).await
+    }
+
+    async fn put(&self, path: &str, body: Option<&Json>, deadline: Instant) -> anyhow::Result<()> {
+        loop {
+            let request = self.client.put(format!("{}/{path}", self.url));
+            let request = body.into_iter().fold(request, reqwest::RequestBuilder::json);
             let response = request.send().await.context("Kafka Connect does not answer")?;
             match response.status() {
-                status if status.is_success() => break,
+                status if status.is_success() => return Ok(()),
                 // The worker is busy with another change.
                 StatusCode::CONFLICT if Instant::now() < deadline => {
                     tokio::time::sleep(PAUSE).await;
                 }
-                _ => bail!("Kafka Connect refused {name}: {}", response.text().await?),
+                _ => bail!("Kafka Connect refused {}: {}", self.name, response.text().await?),
             }
         }
-        while connector.running_tasks().await? < tasks {
+    }
+
+    async fn wait_for_tasks(&self, count: usize, deadline: Instant) -> anyhow::Result<()> {
+        while self.running_tasks().await? < count {
             if Instant::now() > deadline {
-                bail!("{name} does not run within {START_MAX:?}: {}", connector.status().await?);
+                bail!("{} does not run within {START_MAX:?}: {}", self.name, self.status().await?);
             }
             tokio::time::sleep(PAUSE).await;
         }
-        Ok(connector)
+        Ok(())
     }
 
     /// How many tasks run; fails with the trace of one that failed.

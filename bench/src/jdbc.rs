@@ -1,5 +1,6 @@
 //! The Debezium JDBC sink: its settings, and a connector that runs with them.
 
+use devstack::Service;
 use devstack::addresses::{HOST, POSTGRES_PORT};
 use serde::Serialize;
 use serde_json::{Value as Json, json};
@@ -11,9 +12,22 @@ use crate::topic;
 
 const CLASS: &str = "io.debezium.connector.jdbc.JdbcSinkConnector";
 /// Connectors of this program are called so, and something random.
-const PREFIX: &str = "bench-sink-";
+pub(crate) const PREFIX: &str = "bench-sink-";
 /// The sink's role, and its password.
-const ROLE: &str = "bench_sink";
+pub(crate) const ROLE: &str = "bench_sink";
+
+/// Has Connect offer the sink: fetches it, and restarts a Connect that was started before.
+pub(crate) async fn offer(servers: &Servers) -> anyhow::Result<()> {
+    let url = format!("{}/connector-plugins", servers.connect);
+    if reqwest::get(url).await?.text().await?.contains(CLASS) {
+        return Ok(());
+    }
+    devstack::fetch_jdbc_sink(servers.stack.places(), &servers.progress).await?;
+    let step = servers.progress.step("connect", "restarting with the JDBC sink");
+    servers.stack.restart(Service::Connect).await?;
+    step.done("restarted with the JDBC sink");
+    Ok(())
+}
 
 /// What a sink reads, and where it writes.
 #[derive(Debug, Clone, Copy)]

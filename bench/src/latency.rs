@@ -1,6 +1,7 @@
 //! `./dev bench latency`: from a commit at the source to a reader who sees it in the view.
 //!
-//! One run after the other: the shipped system at each rate, then the connector with other settings.
+//! One run after the other: the shipped system at each rate, others in its place, the connector with
+//! other settings.
 
 use std::process::ExitCode;
 
@@ -10,12 +11,13 @@ use serde_json::Value as Json;
 use crate::cli::{LatencyOptions, print};
 use crate::connect::Connector;
 use crate::figures::Percentiles;
+use crate::latency_rivals as rivals;
 use crate::latency_run::{DEFAULTS, OURS, Run, Subject, measure};
 use crate::report;
 use crate::servers::{Conditions, Servers};
 
 /// The connector of the users.
-const CONNECTOR: &str = "users";
+pub(crate) const CONNECTOR: &str = "users";
 /// Of its shipped settings those that Debezium and Kafka would set otherwise.
 const FOR_SPEED: [&str; 2] = ["poll.interval.ms", "producer.override.linger.ms"];
 
@@ -47,8 +49,14 @@ async fn measure_all(
     latency: &mut Latency,
 ) -> anyhow::Result<()> {
     let (first_rate, seconds) = (options.rates[0], options.seconds);
+    if options.rivals {
+        rivals::prepare(servers).await?;
+    }
     for &rate in &options.rates {
         latency.runs.push(measure(servers, OURS, rate, seconds).await?);
+    }
+    if options.rivals {
+        latency.runs.extend(rivals::run(servers, first_rate, seconds).await?);
     }
     if options.connector_defaults {
         latency.runs.push(with_defaults(servers, first_rate, seconds).await?);

@@ -26,6 +26,10 @@ const WRITES_PER_WRITER: u32 = 125;
 const LOOK_EVERY: Duration = Duration::from_micros(500);
 /// The reader gives up on what is missing for so long.
 const MISSING_MAX: Duration = Duration::from_mins(1);
+/// For somebody who was just started to show new rows.
+const ALIVE_MAX: Duration = Duration::from_mins(3);
+/// How long rows may take that shall show that somebody is at work, before new ones are tried.
+const ALIVE_ROUND: Duration = Duration::from_secs(2);
 
 /// A table in which the rows of `users` shall become visible.
 #[derive(Debug, Clone, Copy)]
@@ -190,4 +194,37 @@ async fn read(
 
 async fn look(db: &mut PgConnection, place: Place, ids: Vec<i64>) -> anyhow::Result<Vec<i64>> {
     Ok(sqlx::query_scalar(place.sql).bind(ids).fetch_all(db).await?)
+}
+
+/// Writes rows until all that were written together are there: enough of them to be in every partition.
+/// Who begins at the end of the topic never shows those before.
+pub(crate) async fn wait_until_alive(place: Place) -> anyhow::Result<()> {
+    let (mut users, mut db) = (admin(USER_DATABASE).await?, admin(place.database).await?);
+    let deadline = Instant::now() + ALIVE_MAX;
+    loop {
+        let ids: Vec<i64> = sqlx::query_scalar(
+            "insert into users (name, email, department)
+             select 'latency', 'alive-' || $1 || '-' || n || '@example.com', '개발팀'
+             from generate_series(1, 64) n
+             returning id",
+        )
+        .bind(format!("{:016x}", rand::random::<u64>()))
+        .fetch_all(&mut users)
+        .await?;
+        let round = Instant::now() + ALIVE_ROUND;
+        let mut found = 0;
+        while Instant::now() < round {
+            found = look(&mut db, place, ids.clone()).await?.len();
+            if found == ids.len() {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "{} shows {found} of {} new rows after {ALIVE_MAX:?}",
+            place.database,
+            ids.len()
+        );
+    }
 }

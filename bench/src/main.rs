@@ -16,6 +16,7 @@ mod jdbc;
 mod kafka_offsets;
 mod latency;
 mod latency_loop;
+mod latency_rivals;
 mod latency_run;
 mod latency_stages;
 mod library;
