@@ -164,6 +164,11 @@ pub(crate) struct LatencyOptions {
     #[arg(long)]
     pub(crate) rivals: bool,
 
+    /// Find the highest rate the view keeps up with, and measure at 10 % and at 80 % of it. Takes
+    /// several minutes
+    #[arg(long)]
+    pub(crate) steps: bool,
+
     #[command(flatten)]
     pub(crate) output: Output,
 }

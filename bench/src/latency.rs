@@ -1,7 +1,7 @@
 //! `./dev bench latency`: from a commit at the source to a reader who sees it in the view.
 //!
 //! One run after the other: the shipped system at each rate, others in its place, the connector with
-//! other settings.
+//! other settings, then the search for the highest rate.
 
 use std::process::ExitCode;
 
@@ -13,6 +13,7 @@ use crate::connect::Connector;
 use crate::figures::Percentiles;
 use crate::latency_rivals as rivals;
 use crate::latency_run::{DEFAULTS, OURS, Run, Subject, measure};
+use crate::latency_steps::{self as steps, Steps};
 use crate::report;
 use crate::servers::{Conditions, Servers};
 
@@ -24,13 +25,14 @@ const FOR_SPEED: [&str; 2] = ["poll.interval.ms", "producer.override.linger.ms"]
 #[derive(Debug, Serialize)]
 struct Latency {
     runs: Vec<Run>,
+    steps: Option<Steps>,
     conditions: Conditions,
 }
 
 pub(crate) async fn run(options: &LatencyOptions) -> anyhow::Result<ExitCode> {
     let servers = Servers::new()?;
     let conditions = servers.conditions().await?;
-    let mut latency = Latency { runs: Vec::new(), conditions };
+    let mut latency = Latency { runs: Vec::new(), steps: None, conditions };
     let outcome = measure_all(&servers, options, &mut latency).await;
     // What was measured before something failed took its time, too.
     if !latency.runs.is_empty() {
@@ -60,6 +62,11 @@ async fn measure_all(
     }
     if options.connector_defaults {
         latency.runs.push(with_defaults(servers, first_rate, seconds).await?);
+    }
+    if options.steps {
+        let (steps, runs) = steps::run(servers, seconds).await?;
+        latency.runs.extend(runs);
+        latency.steps = Some(steps);
     }
     Ok(())
 }
@@ -115,6 +122,16 @@ fn table(latency: &Latency) -> String {
             [stages.read, stages.connector, stages.broker, stages.apply].map(of);
         Some(format!("{} {read} {connector} {broker} {apply}", name(run)))
     }));
+    if let Some(Steps { sustainable, p99_ratio, calm_p99_ratio, .. }) = &latency.steps {
+        lines.push(String::new());
+        lines.push(match (sustainable, p99_ratio, calm_p99_ratio) {
+            (Some(highest), Some(ratio), Some(calm)) => format!(
+                "highest rate the view keeps up with: {highest}/s; \
+                 p99 at 80 % of it / at 10 %: {ratio:.1} (calm p99: {calm:.1})"
+            ),
+            _ => "the view keeps up with none of the rates that were tried".to_owned(),
+        });
+    }
     lines.join("\n")
 }
 

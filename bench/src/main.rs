@@ -19,6 +19,7 @@ mod latency_loop;
 mod latency_rivals;
 mod latency_run;
 mod latency_stages;
+mod latency_steps;
 mod library;
 mod load;
 mod operations;

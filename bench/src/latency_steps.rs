@@ -1,0 +1,155 @@
+//! The highest rate at which the view keeps up, and the latency far below it and near it.
+
+use serde::Serialize;
+
+use crate::latency_loop::{VIEW, write_and_read};
+use crate::latency_run::{OURS, Run, measure};
+use crate::servers::Servers;
+
+const FIRST_RATE: u32 = 500;
+/// Faster than anything this program could write.
+const RATE_MAX: u32 = 100_000;
+/// How long each rate is tried.
+const TRY_SECONDS: u32 = 8;
+/// A rate fails when it failed so often: the machine may have been busy with something else.
+const TRIES: u32 = 2;
+/// Halvings of what lies between a rate that is kept and one that is not.
+const HALVINGS: u32 = 2;
+/// Percent of the highest rate at which latency is measured.
+const SHARES: [u32; 2] = [10, 80];
+/// The slowest rate the writers can share.
+const RATE_MIN: u32 = 16;
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Steps {
+    tries: Vec<Try>,
+    /// Writes a second; none when not even the slowest rate was kept.
+    pub(crate) sustainable: Option<u32>,
+    /// The p99 at 80 % of it as a multiple of that at 10 %, and the same of the calm p99.
+    pub(crate) p99_ratio: Option<f64>,
+    pub(crate) calm_p99_ratio: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Try {
+    rate: u32,
+    committed_rate: f64,
+    /// Rows not yet visible when the last one was committed.
+    behind: u64,
+    keeps_up: bool,
+}
+
+/// Returns the runs at both shares besides.
+pub(crate) async fn run(servers: &Servers, seconds: u32) -> anyhow::Result<(Steps, Vec<Run>)> {
+    let mut tries = Vec::new();
+    let mut search = Search::default();
+    while let Some(rate) = search.next() {
+        search.note(rate, holds(servers, rate, &mut tries).await?);
+    }
+    let mut runs = Vec::new();
+    for share in SHARES {
+        if let Some(highest) = search.good {
+            let rate = (highest * share / 100).max(RATE_MIN);
+            runs.push(measure(servers, OURS, rate, seconds).await?);
+        }
+    }
+    let ratio = |of: fn(&Run) -> f64| match runs.as_slice() {
+        [low, high] => Some(of(high) / of(low)),
+        _ => None,
+    };
+    let p99_ratio = ratio(|run| run.millis.p99);
+    let calm_p99_ratio = ratio(|run| run.calm_p99);
+    let steps = Steps { tries, sustainable: search.good, p99_ratio, calm_p99_ratio };
+    Ok((steps, runs))
+}
+
+async fn holds(servers: &Servers, rate: u32, tries: &mut Vec<Try>) -> anyhow::Result<bool> {
+    for _ in 0..TRIES {
+        let step = servers.progress.step(format!("{rate}/s"), "does the view keep up?");
+        let written = write_and_read(VIEW, rate, TRY_SECONDS).await?;
+        let (committed_rate, behind) = (written.committed_rate, written.behind);
+        let keeps_up = keeps_up(rate, committed_rate, behind);
+        let verdict = if keeps_up { "keeps up" } else { "falls behind" };
+        step.done(&format!("{verdict}: {committed_rate:.0}/s committed, {behind} rows missing"));
+        tries.push(Try { rate, committed_rate, behind, keeps_up });
+        if keeps_up {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether the writers were as fast as they were asked to be, and the view not half a second behind.
+fn keeps_up(rate: u32, committed_rate: f64, behind: u64) -> bool {
+    committed_rate >= f64::from(rate) * 0.97 && behind * 2 <= u64::from(rate)
+}
+
+/// What is known of the highest rate that is kept.
+#[derive(Debug, Default)]
+struct Search {
+    good: Option<u32>,
+    bad: Option<u32>,
+    halvings: u32,
+}
+
+impl Search {
+    /// Which rate to try next: faster ones until one fails, then what lies between.
+    fn next(&self) -> Option<u32> {
+        match (self.good, self.bad) {
+            (None, None) => Some(FIRST_RATE),
+            (Some(good), None) => Some(good * 7 / 5).filter(|rate| *rate <= RATE_MAX),
+            (good, Some(bad)) => {
+                let between = good.unwrap_or(0).midpoint(bad);
+                (self.halvings < HALVINGS).then_some(between)
+            }
+        }
+    }
+
+    fn note(&mut self, rate: u32, keeps_up: bool) {
+        self.halvings += u32::from(self.bad.is_some());
+        let known = if keeps_up { &mut self.good } else { &mut self.bad };
+        *known = Some(rate);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_kept_when_neither_the_writers_nor_the_view_fall_behind() {
+        assert!(keeps_up(1000, 1000.0, 20));
+        assert!(keeps_up(1000, 970.0, 500));
+        assert!(!keeps_up(1000, 969.0, 20));
+        assert!(!keeps_up(1000, 1000.0, 501));
+    }
+
+    /// Tries what the search asks for on a system that keeps up to `limit`.
+    fn check(limit: u32, expected_tries: &[u32], expected: Option<u32>) {
+        let (mut search, mut tries) = (Search::default(), Vec::new());
+        while let Some(rate) = search.next() {
+            search.note(rate, rate <= limit);
+            tries.push(rate);
+        }
+        assert_eq!((tries.as_slice(), search.good), (expected_tries, expected), "{limit}");
+    }
+
+    #[test]
+    fn rates_grow_until_one_fails_and_are_then_narrowed_down_twice() {
+        check(1000, &[500, 700, 980, 1372, 1176, 1078], Some(980));
+        check(1300, &[500, 700, 980, 1372, 1176, 1274], Some(1274));
+        check(400, &[500, 250, 375], Some(375));
+        check(100, &[500, 250, 125], None);
+    }
+
+    #[test]
+    fn the_search_ends_where_no_rate_fails() {
+        let mut search = Search::default();
+        let mut last = 0;
+        while let Some(rate) = search.next() {
+            search.note(rate, true);
+            last = rate;
+        }
+        assert!(last <= RATE_MAX && search.good == Some(last));
+    }
+}
