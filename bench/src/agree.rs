@@ -30,6 +30,7 @@ pub(crate) async fn run(options: &AgreeOptions) -> anyhow::Result<ExitCode> {
     let conditions = servers.conditions().await?;
     let seed = options.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
     servers.progress.line(&format!("  seed {seed}: --seed {seed} makes the same changes again"));
+    jdbc::offer(&servers).await?;
     let plan = Plan::new(Mix::Random, options.changes, seed);
     let filled = source::fill(&servers, plan).await?;
     let target = Target::create(&filled).await?;

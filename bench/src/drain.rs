@@ -73,6 +73,9 @@ pub(crate) async fn run(options: &DrainOptions) -> anyhow::Result<ExitCode> {
         [] => Contestant::value_variants(),
         only => only,
     };
+    if contestants.contains(&Contestant::Sink) || contestants.contains(&Contestant::SinkTuned) {
+        jdbc::offer(&servers).await?;
+    }
     let plan = Plan::new(options.mix, options.events, options.seed);
     let filled = source::fill(&servers, plan).await?;
     let target = Target::create(&filled).await?;

@@ -11,7 +11,6 @@ use anyhow::{Context, bail, ensure};
 use cdc_consumer::apply;
 use cdc_consumer::batch::Batch;
 use cdc_consumer::refetch::RecordFetcher;
-use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
@@ -52,7 +51,8 @@ pub(crate) async fn run(servers: &Servers, target: &Target, table: Table) -> any
     }
     drop(applied);
     let group = format!("bench-{:016x}", rand::random::<u64>());
-    let consumer = consumer(servers, &group, library.settings.limits.prefetch_kib.get())?;
+    let prefetch_kib = library.settings.limits.prefetch_kib.get();
+    let consumer = topic::fetching(servers, &group, prefetch_kib)?;
     let topic = target.filled.topic.clone();
     let reader = Reader { consumer, topic, builder, queues, offsets, committed_at: Instant::now() };
     let records = target.filled.records;
@@ -84,26 +84,6 @@ async fn write(
         }
     }
     Ok(())
-}
-
-fn consumer(servers: &Servers, group: &str, prefetch_kib: usize) -> anyhow::Result<BaseConsumer> {
-    let mut config = ClientConfig::new();
-    config
-        .set("bootstrap.servers", &servers.brokers)
-        .set("group.id", group)
-        .set("enable.auto.commit", "false")
-        .set("enable.auto.offset.store", "false")
-        .set("auto.offset.reset", "error")
-        // How the consumer fetches.
-        .set("isolation.level", "read_committed")
-        .set("fetch.wait.max.ms", "100")
-        .set("queued.min.messages", "20000")
-        .set("queued.max.messages.kbytes", prefetch_kib.to_string())
-        .set("fetch.queue.backoff.ms", "2")
-        .set("fetch.max.bytes", "1048576")
-        .set("max.partition.fetch.bytes", "262144")
-        .set("message.max.bytes", "1000000");
-    Ok(config.create()?)
 }
 
 struct Reader {

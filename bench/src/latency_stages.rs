@@ -17,7 +17,7 @@ use devstack::addresses::TOPICS;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::metadata::MetadataTopic;
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use rdkafka::{Offset, TopicPartitionList};
 use schema_registry_converter::async_impl::schema_registry::{SrSettings, get_schema_by_id};
 use serde::Serialize;
 use tokio::task::JoinHandle;
@@ -25,8 +25,11 @@ use tokio::task::JoinHandle;
 use crate::figures::Percentiles;
 use crate::latency_loop::{Moment, Passage};
 use crate::servers::Servers;
+use crate::topic;
 
 const TOPIC: &str = TOPICS[0];
+const GROUP: &str = "bench-latency";
+const PREFETCH_KIB: usize = 4096;
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// After the run, nothing more comes when nothing has come for so long.
 const QUIET: Duration = Duration::from_millis(500);
@@ -103,7 +106,7 @@ pub(crate) struct Sampler {
 impl Sampler {
     /// Sees every record from now on.
     pub(crate) fn start(servers: &Servers) -> anyhow::Result<Self> {
-        let consumer = consumer(servers)?;
+        let consumer = topic::fetching(servers, GROUP, PREFETCH_KIB)?;
         let metadata = consumer.fetch_metadata(Some(TOPIC), TIMEOUT)?;
         let mut list = TopicPartitionList::new();
         for partition in metadata.topics().iter().flat_map(MetadataTopic::partitions) {
@@ -131,26 +134,6 @@ impl Drop for Sampler {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Release);
     }
-}
-
-/// Fetches as cdc-consumer does; see there for the reasons.
-fn consumer(servers: &Servers) -> anyhow::Result<BaseConsumer> {
-    let consumer = ClientConfig::new()
-        .set("bootstrap.servers", &servers.brokers)
-        .set("group.id", "bench-latency")
-        .set("enable.auto.commit", "false")
-        .set("auto.offset.reset", "error")
-        .set("isolation.level", "read_committed")
-        .set("fetch.wait.max.ms", "100")
-        .set("fetch.min.bytes", "1")
-        .set("queued.min.messages", "20000")
-        .set("queued.max.messages.kbytes", "4096")
-        .set("fetch.queue.backoff.ms", "2")
-        .set("fetch.max.bytes", "1048576")
-        .set("max.partition.fetch.bytes", "262144")
-        .set("message.max.bytes", "1000000")
-        .create()?;
-    Ok(consumer)
 }
 
 /// Keeps everything until nobody writes any more.

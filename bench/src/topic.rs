@@ -26,6 +26,28 @@ fn config(servers: &Servers) -> ClientConfig {
     config
 }
 
+/// A consumer that fetches as cdc-consumer does (its `source.rs` gives the reasons), not yet assigned.
+pub(crate) fn fetching(
+    servers: &Servers,
+    group: &str,
+    prefetch_kib: usize,
+) -> anyhow::Result<BaseConsumer> {
+    let mut config = config(servers);
+    config
+        .set("group.id", group)
+        .set("enable.auto.offset.store", "false")
+        .set("isolation.level", "read_committed")
+        .set("fetch.wait.max.ms", "100")
+        .set("fetch.min.bytes", "1")
+        .set("queued.min.messages", "20000")
+        .set("queued.max.messages.kbytes", prefetch_kib.to_string())
+        .set("fetch.queue.backoff.ms", "2")
+        .set("fetch.max.bytes", "1048576")
+        .set("max.partition.fetch.bytes", "262144")
+        .set("message.max.bytes", "1000000");
+    Ok(config.create()?)
+}
+
 /// How many records each partition holds; `None` when there is no such topic.
 pub(crate) async fn record_counts(
     servers: &Servers,
