@@ -41,7 +41,7 @@ pub(crate) enum Verb {
     Latency(LatencyOptions),
     /// The original's run: users posted through REST, with the view counted beside it
     Load(LoadOptions),
-    /// Draw results of `drain` and `latency` as SVG, each beside its JSON file
+    /// Draw results of `drain`, `latency` and `load` as SVG, each beside its JSON file
     Plot(PlotOptions),
 }
 
@@ -189,7 +189,7 @@ pub(crate) struct LoadOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct PlotOptions {
-    /// JSON files that `drain` or `latency` wrote
+    /// JSON files that `drain`, `latency` or `load` wrote
     #[arg(required = true)]
     pub(crate) files: Vec<PathBuf>,
 }

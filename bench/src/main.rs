@@ -26,6 +26,7 @@ mod operations;
 mod ours;
 mod plot;
 mod plot_latency;
+mod plot_load;
 mod process;
 mod replay;
 mod report;

@@ -13,7 +13,7 @@ use serde_json::Value as Json;
 use crate::cli::{PlotOptions, print};
 use crate::contest::Contestant;
 use crate::figures::Spread;
-use crate::plot_latency;
+use crate::{plot_latency, plot_load};
 
 pub(crate) const WIDTH: u32 = 860;
 const BAR: i32 = 26;
@@ -48,6 +48,7 @@ pub(crate) fn run(options: &PlotOptions) -> anyhow::Result<ExitCode> {
         let drawn = match kind(&text).with_context(|| file.display().to_string())? {
             Kind::Drain(result) => draw(&result, &picture),
             Kind::Latency(result) => plot_latency::draw(&result, &picture),
+            Kind::Load(result) => plot_load::draw(&result, &picture),
         };
         drawn.map_err(|error| anyhow!("{}: {error}", picture.display()))?;
         print(&display(&picture));
@@ -60,6 +61,7 @@ pub(crate) fn run(options: &PlotOptions) -> anyhow::Result<ExitCode> {
 enum Kind {
     Drain(Result),
     Latency(plot_latency::Result),
+    Load(plot_load::Result),
 }
 
 fn kind(text: &str) -> anyhow::Result<Kind> {
@@ -68,9 +70,13 @@ fn kind(text: &str) -> anyhow::Result<Kind> {
         let result = serde_json::from_value(json);
         return result.map(Kind::Drain).context("it is no whole result of `drain`");
     }
+    if json.get("progress").is_some() {
+        let result = serde_json::from_value(json);
+        return result.map(Kind::Load).context("it is no whole result of `load`");
+    }
     let run = &json["runs"][0];
     if run.get("millis").is_none() {
-        bail!("it is neither a result of `drain` nor of `latency`");
+        bail!("it is no result of `drain`, `latency` or `load`");
     }
     if run.get("histogram").is_none() {
         bail!("it is a result of an older `latency`, without histograms; measure again");
@@ -147,8 +153,9 @@ mod tests {
             assert!(error.contains(expected), "{text}: {error}");
         };
         check("{", "no JSON");
-        check("[]", "neither");
-        check(r#"{"runs": [], "users": 5}"#, "neither");
+        check("[]", "it is no result of");
+        check(r#"{"runs": [], "users": 5}"#, "it is no result of");
+        check(r#"{"progress": [], "users": 5}"#, "no whole result of `load`");
         check(r#"{"runs": [{"rate": 5, "millis": {}}]}"#, "older `latency`");
         check(r#"{"runs": [{"millis": {}, "histogram": {}}]}"#, "no whole result of `latency`");
         check(r#"{"summaries": []}"#, "no whole result of `drain`");
