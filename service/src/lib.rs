@@ -1,6 +1,7 @@
 //! What every process of this project shares, and nothing that only one of them uses: logs,
 //! shutdown, health, metrics, and the HTTP layer with its problem documents. The last modules are
-//! what the two HTTP services have in common: reading bodies, pages, versions, and their pool.
+//! what the two HTTP services have in common: reading bodies, pages, versions, their pool, and requests
+//! that share a statement.
 #![warn(missing_docs)]
 
 pub mod telemetry;
@@ -21,6 +22,7 @@ pub mod precondition;
 pub mod timestamp;
 
 pub mod database;
+pub mod together;
 
 pub use extract::{Json, Path, Query};
 pub use problem::Problem;

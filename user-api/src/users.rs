@@ -14,7 +14,7 @@ use service::{Json, Path, Problem, Query, database, timestamp};
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
-use crate::inserts::Inserts;
+use crate::inserts::{self, Inserts};
 use crate::user_body::{User, UserBody};
 
 const LIST_LIMIT_DEFAULT: i64 = 100;
@@ -23,7 +23,7 @@ const LIST_LIMIT_MAX: i64 = 1000;
 /// The routes of users.
 pub(crate) fn router(pool: PgPool) -> Router {
     let creating =
-        Router::new().route("/api/users", post(create)).with_state(Inserts::start(&pool));
+        Router::new().route("/api/users", post(create)).with_state(inserts::start(&pool));
     Router::new()
         .route("/api/users", get(list))
         .route("/api/users/{id}", get(read).put(update).delete(delete))
@@ -73,7 +73,7 @@ async fn create(
     State(inserts): State<Inserts>,
     Json(body): Json<UserBody>,
 ) -> Result<impl IntoResponse, Problem> {
-    let user = inserts.insert(body.create()?).await?;
+    let user = inserts.ask(body.create()?).await?;
     let location = [(LOCATION, format!("/api/users/{}", user.id))];
     Ok((StatusCode::CREATED, location, etag(user.version), JsonAnswer(user)))
 }
