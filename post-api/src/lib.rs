@@ -23,15 +23,16 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// `view_wait` is how long a request waits for a view to show what it needs.
 pub fn app(pool: PgPool, view_wait: Duration) -> Router {
     let probe = pool.clone();
-    let service = Service { pool, view_wait };
+    let service = Service { posts: posts::reads(&pool), pool, view_wait };
     let routes = posts::router().merge(views::router()).with_state(service);
     http::stack(routes, REQUEST_TIMEOUT + view_wait)
         .merge(health::router_with_probe(move || database::reasons(probe.clone())))
 }
 
 /// What handlers work with.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct Service {
     pool: PgPool,
+    posts: posts::Reads,
     view_wait: Duration,
 }

@@ -1,5 +1,7 @@
 //! `/api/posts` and `/api/posts/{id}`.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::header::LOCATION;
 use axum::http::{StatusCode, Uri};
@@ -9,7 +11,8 @@ use axum::{Json as JsonAnswer, Router};
 use service::page::PageQuery;
 use service::precondition::{IfMatch, etag};
 use service::problem::FieldError;
-use service::{Json, Path, Problem, Query, database};
+use service::together::Together;
+use service::{Json, Path, Problem, Query, database, together};
 use sqlx::PgPool;
 
 use crate::Service;
@@ -18,6 +21,8 @@ use crate::waiting::until;
 
 const LIST_LIMIT_DEFAULT: i64 = 100;
 const LIST_LIMIT_MAX: i64 = 1000;
+/// Most posts of one statement that reads for several requests: a post may have 60 kB.
+const READ_ROWS_MAX: usize = 50;
 
 /// The routes of posts.
 pub(crate) fn router() -> Router<Service> {
@@ -126,25 +131,38 @@ async fn insert(pool: &PgPool, new: &NewPost) -> Result<Option<Post>, sqlx::Erro
     Ok(row.map(Post::from))
 }
 
-async fn read(
-    State(service): State<Service>,
-    Path(id): Path<i64>,
-) -> Result<impl IntoResponse, Problem> {
-    let row = sqlx::query_as!(
+async fn read(State(service): State<Service>, Path(id): Path<i64>) -> Result<Response, Problem> {
+    let post = service.posts.ask(id).await?.ok_or_else(|| unknown(id))?;
+    Ok((etag(post.version), JsonAnswer(&*post)).into_response())
+}
+
+/// Posts by id, with their authors.
+pub(crate) type Reads = Together<i64, Option<Arc<Post>>>;
+
+pub(crate) fn reads(pool: &PgPool) -> Reads {
+    let pool = pool.clone();
+    Together::start(READ_ROWS_MAX, move |ids| {
+        let pool = pool.clone();
+        async move { together::rows_by_key(&ids, find(&pool, &ids).await, |post| post.id) }
+    })
+}
+
+/// The sub-select hides how many ids there are. The server would make a plan for each list otherwise,
+/// which takes longer than reading one row.
+async fn find(pool: &PgPool, ids: &[i64]) -> Result<Vec<Post>, sqlx::Error> {
+    let rows = sqlx::query_as!(
         PostRow,
         r#"select p.id, p.title, p.content, p.author_id, p.created_at, p.updated_at, p.version,
              u.user_id as "user_id?", u.name as "name?", u.email as "email?",
              u.department as "department?", u.status as "status?"
          from posts as p
          left join user_view as u on u.user_id = p.author_id
-         where p.id = $1"#,
-        id,
+         where p.id = any (array(select unnest($1::bigint[])))"#,
+        ids,
     )
-    .fetch_optional(&service.pool)
-    .await
-    .map_err(database::problem)?;
-    let post = row.map(Post::from).ok_or_else(|| unknown(id))?;
-    Ok((etag(post.version), JsonAnswer(post)))
+    .fetch_all(pool)
+    .await?;
+    Ok(rows.into_iter().map(Post::from).collect())
 }
 
 async fn update(

@@ -101,6 +101,32 @@ async fn a_post_shows_its_author_as_he_is_now() {
     .await;
 }
 
+/// Posts of a known and of a forgotten author, and none, three requests each.
+#[tokio::test]
+async fn reads_that_meet_share_statements_and_each_gets_its_own_answer() {
+    with_api(async |api| {
+        let mut view = consumer(&api).await;
+        let mut paths = Vec::new();
+        for author_id in [6, 7] {
+            show_user(&mut view, author_id, "홍길동", "개발팀", 1).await;
+            paths.push(created(&api, author_id).await.header("location").to_owned());
+        }
+        forget_user(&mut view, 7).await;
+        paths.push("/api/posts/1000".to_owned());
+        let paths = [paths.clone(), paths.clone(), paths].concat();
+        let (answers, statements) = api.meet("POST_DATABASE_ADMIN_URL", "posts", &paths).await;
+        for three in answers.chunks(3) {
+            assert_eq!(three[0].header("etag"), "\"1\"");
+            assert_eq!(three[0].body["author"]["id"], 6);
+            let forgotten = &three[1].body;
+            assert_eq!((&forgotten["author"], &forgotten["authorId"]), (&Value::Null, &json!(7)));
+            three[2].is_problem(404, "not-found");
+        }
+        assert!(statements < 6, "{statements} statements for {} requests", paths.len());
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_post_of_a_user_who_is_just_arriving_waits_for_him() {
     with_api(async |api| {
@@ -296,7 +322,9 @@ async fn without_its_database_the_service_lives_but_is_not_ready() {
         api.cut_database().await;
         assert_eq!(api.get("/health/live").await.status, StatusCode::OK);
         assert_eq!(api.get("/health/ready").await.status, StatusCode::SERVICE_UNAVAILABLE);
-        api.get("/api/posts").await.is_problem(503, "unavailable");
+        for path in ["/api/posts", "/api/posts/1"] {
+            api.get(path).await.is_problem(503, "unavailable");
+        }
     })
     .await;
 }

@@ -1,16 +1,19 @@
 //! `/api/users`.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::header::LOCATION;
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::get;
 use axum::{Json as JsonAnswer, Router};
 use serde::Serialize;
 use service::page::PageQuery;
 use service::precondition::{IfMatch, etag};
 use service::problem::FieldError;
-use service::{Json, Path, Problem, Query, database, timestamp};
+use service::together::Together;
+use service::{Json, Path, Problem, Query, database, timestamp, together};
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
@@ -20,15 +23,24 @@ use crate::user_body::{User, UserBody};
 const LIST_LIMIT_DEFAULT: i64 = 100;
 const LIST_LIMIT_MAX: i64 = 1000;
 
+/// Most rows of one statement that reads for several requests.
+const READ_ROWS_MAX: usize = 200;
+
 /// The routes of users.
 pub(crate) fn router(pool: PgPool) -> Router {
-    let creating =
-        Router::new().route("/api/users", post(create)).with_state(inserts::start(&pool));
+    let service = Service { inserts: inserts::start(&pool), reads: reads(&pool), pool };
     Router::new()
-        .route("/api/users", get(list))
+        .route("/api/users", get(list).post(create))
         .route("/api/users/{id}", get(read).put(update).delete(delete))
-        .with_state(pool)
-        .merge(creating)
+        .with_state(service)
+}
+
+/// What handlers work with.
+#[derive(Clone)]
+struct Service {
+    pool: PgPool,
+    inserts: Inserts,
+    reads: Reads,
 }
 
 /// A user as every answer shows it.
@@ -48,7 +60,7 @@ pub(crate) struct UserRow {
 }
 
 async fn list(
-    State(pool): State<PgPool>,
+    State(service): State<Service>,
     uri: Uri,
     Query(query): Query<PageQuery>,
 ) -> Result<Response, Problem> {
@@ -63,41 +75,53 @@ async fn list(
         page.after(),
         page.fetch_limit(),
     )
-    .fetch_all(&pool)
+    .fetch_all(&service.pool)
     .await
     .map_err(database::problem)?;
     Ok(page.answer(&uri, users, |user| user.id))
 }
 
 async fn create(
-    State(inserts): State<Inserts>,
+    State(service): State<Service>,
     Json(body): Json<UserBody>,
 ) -> Result<impl IntoResponse, Problem> {
-    let user = inserts.ask(body.create()?).await?;
+    let user = service.inserts.ask(body.create()?).await?;
     let location = [(LOCATION, format!("/api/users/{}", user.id))];
     Ok((StatusCode::CREATED, location, etag(user.version), JsonAnswer(user)))
 }
 
-async fn read(
-    State(pool): State<PgPool>,
-    Path(id): Path<i64>,
-) -> Result<impl IntoResponse, Problem> {
-    let user = sqlx::query_as!(
+async fn read(State(service): State<Service>, Path(id): Path<i64>) -> Result<Response, Problem> {
+    let user = service.reads.ask(id).await?.ok_or_else(|| unknown(id))?;
+    Ok((etag(user.version), JsonAnswer(&*user)).into_response())
+}
+
+/// Users by id.
+type Reads = Together<i64, Option<Arc<UserRow>>>;
+
+fn reads(pool: &PgPool) -> Reads {
+    let pool = pool.clone();
+    Together::start(READ_ROWS_MAX, move |ids| {
+        let pool = pool.clone();
+        async move { together::rows_by_key(&ids, find(&pool, &ids).await, |user| user.id) }
+    })
+}
+
+/// The sub-select hides how many ids there are. The server would make a plan for each list otherwise,
+/// which takes longer than reading one row.
+async fn find(pool: &PgPool, ids: &[i64]) -> Result<Vec<UserRow>, sqlx::Error> {
+    sqlx::query_as!(
         UserRow,
         "select id, name, email, department, status, created_at, updated_at, version
          from users
-         where id = $1",
-        id,
+         where id = any (array(select unnest($1::bigint[])))",
+        ids,
     )
-    .fetch_optional(&pool)
+    .fetch_all(pool)
     .await
-    .map_err(database::problem)?
-    .ok_or_else(|| unknown(id))?;
-    Ok((etag(user.version), JsonAnswer(user)))
 }
 
 async fn update(
-    State(pool): State<PgPool>,
+    State(service): State<Service>,
     Path(id): Path<i64>,
     if_match: IfMatch,
     Json(body): Json<UserBody>,
@@ -119,17 +143,17 @@ async fn update(
         department,
         status,
     )
-    .fetch_optional(&pool)
+    .fetch_optional(&service.pool)
     .await
     .map_err(refused)?;
     match user {
         Some(user) => Ok((etag(user.version), JsonAnswer(user))),
-        None => Err(missed(&pool, id).await),
+        None => Err(missed(&service.pool, id).await),
     }
 }
 
 async fn delete(
-    State(pool): State<PgPool>,
+    State(service): State<Service>,
     Path(id): Path<i64>,
     if_match: IfMatch,
 ) -> Result<StatusCode, Problem> {
@@ -139,11 +163,11 @@ async fn delete(
         id,
         if_match.versions() as Option<&[i64]>,
     )
-    .execute(&pool)
+    .execute(&service.pool)
     .await
     .map_err(database::problem)?;
     if deleted.rows_affected() == 0 {
-        return Err(missed(&pool, id).await);
+        return Err(missed(&service.pool, id).await);
     }
     Ok(StatusCode::NO_CONTENT)
 }

@@ -137,6 +137,37 @@ async fn requests_that_meet_share_commits_and_each_gets_its_own_answer() {
     .await;
 }
 
+/// Ten users, three requests each, and one for nobody beside each user.
+#[tokio::test]
+async fn reads_that_meet_share_statements_and_each_gets_its_own_answer() {
+    with_api(async |api| {
+        let mut paths = Vec::new();
+        for number in 0..10 {
+            let mut user = hong();
+            user["email"] = json!(format!("hong{number}@example.com"));
+            let path = created(&api, &user).await.header("location").to_owned();
+            paths.extend([
+                path.clone(),
+                format!("/api/users/{}", 1000 + number),
+                path.clone(),
+                path,
+            ]);
+        }
+        let (answers, statements) = api.meet("USER_DATABASE_ADMIN_URL", "users", &paths).await;
+        for (number, (path, answer)) in paths.iter().zip(&answers).enumerate() {
+            if number % 4 == 1 {
+                answer.is_problem(404, "not-found");
+                continue;
+            }
+            assert_eq!(answer.header("etag"), "\"1\"");
+            assert_eq!(*path, format!("/api/users/{}", answer.body["id"]));
+            assert_eq!(answer.body["email"], format!("hong{}@example.com", number / 4));
+        }
+        assert!(statements < 10, "{statements} statements for {} requests", paths.len());
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_change_of_an_outdated_version_is_refused() {
     with_api(async |api| {
@@ -289,6 +320,9 @@ async fn without_its_database_the_service_lives_but_is_not_ready() {
         let answer = api.send("POST", "/api/users", &hong()).await;
         answer.is_problem(503, "unavailable");
         assert!(answer.headers.contains_key("retry-after"));
+        let (one, other) = tokio::join!(api.get("/api/users/1"), api.get("/api/users/2"));
+        one.is_problem(503, "unavailable");
+        other.is_problem(503, "unavailable");
     })
     .await;
 }

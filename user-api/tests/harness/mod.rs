@@ -2,13 +2,15 @@
 //! of the post service, which are the same kind of test.
 
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
 use serde_json::Value;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, PgPool};
+use sqlx::{AssertSqlSafe, ConnectOptions, PgConnection, PgPool};
+use tokio::task::JoinSet;
 use tower::ServiceExt;
 use uuid::Uuid;
 
@@ -104,9 +106,63 @@ impl Api {
         Answer { status: parts.status, headers: parts.headers, body }
     }
 
+    /// Answers to requests that meet, and how many statements read `table` for them: no statement gets
+    /// on before all were sent. As many others are sent and given up meanwhile.
+    pub(crate) async fn meet(
+        &self,
+        admin_url_name: &str,
+        table: &str,
+        paths: &[String],
+    ) -> (Vec<Answer>, i64) {
+        let database = self.pool.connect_options().get_database().unwrap().to_owned();
+        let mut db = admin_options(admin_url_name).database(&database).connect().await.unwrap();
+        let lock = format!(
+            "alter table {table} rename to read;
+             create sequence statements;
+             grant usage on sequence statements to public;
+             create view {table} as
+                 with counted as materialized (select nextval('statements'))
+                 select read.* from read, counted;
+             grant select on {table} to public;
+             begin;
+             lock table read in access exclusive mode;"
+        );
+        sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut db).await.unwrap();
+        let (mut sent, mut given_up) = (JoinSet::new(), JoinSet::new());
+        for (number, path) in paths.iter().cloned().enumerate() {
+            let (api, other) = (self.clone(), (self.clone(), path.clone()));
+            sent.spawn(async move { (number, api.get(&path).await) });
+            given_up.spawn(async move { other.0.get(&other.1).await });
+        }
+        wait_for_waiting(&mut db).await;
+        given_up.shutdown().await;
+        sqlx::raw_sql("commit").execute(&mut db).await.unwrap();
+        let mut answers = sent.join_all().await;
+        answers.sort_by_key(|(number, _)| *number);
+        let count = sqlx::query_scalar("select last_value from statements");
+        let count = count.fetch_one(&mut db).await.unwrap();
+        (answers.into_iter().map(|(_, answer)| answer).collect(), count)
+    }
+
     /// Makes the database unreachable for the service, for good.
     pub(crate) async fn cut_database(&self) {
         self.pool.close().await;
+    }
+}
+
+/// Waits until a statement of the service waits for a lock.
+async fn wait_for_waiting(db: &mut PgConnection) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let sql = "select count(*)
+               from pg_stat_activity
+               where datname = current_database() and wait_event_type = 'Lock'";
+    loop {
+        let waiting: i64 = sqlx::query_scalar(sql).fetch_one(&mut *db).await.unwrap();
+        if waiting > 0 {
+            return;
+        }
+        assert!(Instant::now() < deadline, "no statement waits for the lock");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
