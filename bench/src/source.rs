@@ -199,10 +199,7 @@ async fn prepare() -> anyhow::Result<PgConnection> {
     let mut db = admin(DATABASE).await?;
     execute(
         &mut db,
-        "create table if not exists filled (name text primary key, records bigint not null);
-         create table if not exists cdc_heartbeat
-             (id smallint primary key, beaten_at timestamptz not null);
-         grant select, insert, update on cdc_heartbeat to debezium",
+        "create table if not exists filled (name text primary key, records bigint not null)",
     )
     .await?;
     Ok(db)
@@ -228,7 +225,7 @@ async fn create(db: &mut PgConnection, plan: &Plan, table: &str) -> anyhow::Resu
          drop publication if exists bench_{table};
          drop table if exists {table};
          create table {table} ({definitions});
-         create publication bench_{table} for table {table}, cdc_heartbeat;
+         create publication bench_{table} for table {table};
          grant select on {table} to debezium;
          create or replace function change_{table}(letters text, keys bigint[], first bigint)
          returns void language plpgsql as $$
@@ -294,8 +291,12 @@ fn connector(servers: &Servers, table: &str, topic: &str) -> anyhow::Result<Json
     let (Some(config_map), Json::Object(changed)) = (config.as_object_mut(), changed) else {
         bail!("{} holds no object", file.display());
     };
-    for name in ["min.compaction.lag.ms", "delete.retention.ms"] {
-        config_map.remove(&format!("topic.creation.default.{name}"));
+    for name in [
+        "topic.creation.default.min.compaction.lag.ms",
+        "topic.creation.default.delete.retention.ms",
+        "snapshot.include.collection.list",
+    ] {
+        config_map.remove(name);
     }
     config_map.extend(changed);
     Ok(config)

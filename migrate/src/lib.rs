@@ -11,7 +11,7 @@
 //! | `user_api` | read and write `users` |
 //! | `post_api` | read and write `posts`, read the published views |
 //! | `cdc_consumer` | read and write the tables of every generation |
-//! | `debezium` | replicate, read the captured tables, write the heartbeat |
+//! | `debezium` | replicate, read the captured tables |
 //!
 //! No role can connect to a database it has no work in.
 

@@ -115,6 +115,7 @@ async fn a_role_can_do_its_own_work_and_no_other() {
         ("cdc_consumer", "create table views_1.mine (id int)"),
         ("cdc_consumer", "select * from views_1._sqlx_migrations"),
         ("debezium", "delete from posts"),
+        ("debezium", "update cdc_heartbeat set beaten_at = now()"),
         ("debezium", "select * from user_view"),
     ] {
         let mut db = PgConnection::connect(&fresh.url_as(role)).await.unwrap();
@@ -127,8 +128,9 @@ async fn a_role_can_do_its_own_work_and_no_other() {
         ("post_api", "select * from department_stats, post_view, cdc_generation"),
         ("cdc_consumer", "select * from cdc_generation"),
         ("debezium", "select * from posts"),
+        ("debezium", "select * from cdc_heartbeat"),
         (
-            "debezium",
+            "post_api",
             "insert into cdc_heartbeat values (1, now())
              on conflict (id) do update set beaten_at = excluded.beaten_at",
         ),

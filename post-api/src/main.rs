@@ -5,7 +5,7 @@ mod settings;
 use std::process::ExitCode;
 
 use clap::Parser;
-use service::{database, metrics, server, shutdown, telemetry};
+use service::{database, heartbeat, metrics, server, shutdown, telemetry};
 
 use crate::settings::Settings;
 
@@ -26,8 +26,10 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let shutdown = shutdown::token()?;
     let pool = database::pool("post-api", &settings.database_url, settings.connections.get())?;
     let listener = server::listen(settings.listen).await?;
+    let heartbeat = heartbeat::start(pool.clone(), shutdown.clone());
     let router = post_api::app(pool.clone(), settings.view_wait).merge(metrics::router(metrics));
     server::serve(listener, router, shutdown).await?;
+    heartbeat.await?;
     pool.close().await;
     Ok(())
 }

@@ -22,6 +22,7 @@ pub mod precondition;
 pub mod timestamp;
 
 pub mod database;
+pub mod heartbeat;
 pub mod together;
 
 pub use extract::{Json, Path, Query};

@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
 
 use crate::system::{EMAIL_DOMAIN, System, setting, with_system};
 use crate::wait::until;
 
 const DEADLINE: Duration = Duration::from_secs(90);
+/// How long it is looked whether something does not happen.
+const OBSERVED: Duration = Duration::from_secs(5);
 const SLOT: &str = "user_service";
 
 #[tokio::test]
@@ -60,6 +63,62 @@ async fn what_a_slot_went_past_is_found_and_a_new_snapshot_mends_it() {
         assert!(equal, "{report}");
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_transaction_that_spans_a_restart_of_its_connector_arrives_whole() {
+    with_system(async |system: System| {
+        let deleted = create(&system).await;
+        let updated = create(&system).await;
+        system.views_equal(DEADLINE).await;
+
+        // In the log: a change, another transaction whole, a change.
+        let mut long = system.user_db.begin().await.unwrap();
+        let delete = "delete from users where id = $1";
+        sqlx::query(delete).bind(deleted).execute(&mut *long).await.unwrap();
+        let position = "select (pg_current_wal_insert_lsn() - '0/0')::bigint";
+        let position = sqlx::query_scalar(position).fetch_one(&system.user_db).await.unwrap();
+        let insert = "insert into users (name, email, department) values ('사이', $1, '개발팀')
+            returning id";
+        let email = format!("between-{:x}@{EMAIL_DOMAIN}", rand::random::<u64>());
+        let between: i64 =
+            sqlx::query_scalar(insert).bind(email).fetch_one(&system.user_db).await.unwrap();
+        let update = "update users set name = '새 이름', version = version + 1 where id = $1";
+        sqlx::query(update).bind(updated).execute(&mut *long).await.unwrap();
+
+        // The commit between the changes must not become what Connect knows last: Debezium would take it
+        // for the change that begins where it ends, and skip those before.
+        let seen = system.http.posts(&format!("/users/{between}"));
+        system.http.visible(&seen, DEADLINE, |answer| answer.status == 200).await;
+        stored_offset_stays_that_of_a_row(&system, position).await;
+
+        connector(&system, Method::PUT, "stop").await;
+        slot_is(&system, "f").await;
+        long.commit().await.unwrap();
+        connector(&system, Method::PUT, "resume").await;
+        slot_is(&system, "t").await;
+        system.views_equal(DEADLINE).await;
+    })
+    .await;
+}
+
+/// Waits until Connect has stored an offset from after a position of the log, and looks at it for longer
+/// than a heartbeat of Debezium's would take.
+async fn stored_offset_stays_that_of_a_row(system: &System, position: i64) {
+    let url = format!("{}/connectors/users/offsets", system.http.connect);
+    let look = async || {
+        let offset = system.http.get(&url).await?.body["offsets"][0]["offset"].clone();
+        let after = offset["lsn"].as_i64().is_some_and(|lsn| lsn >= position);
+        if after { Ok(offset) } else { Err(offset.to_string()) }
+    };
+    let what = format!("Connect stored an offset from after {position}");
+    until(&what, DEADLINE, look).await;
+    let end = Instant::now() + OBSERVED;
+    while Instant::now() < end {
+        let offset = until(&what, DEADLINE, look).await;
+        assert_ne!(offset["messageType"], "COMMIT", "{offset}");
+        sleep(OBSERVED / 30).await;
+    }
 }
 
 async fn create(system: &System) -> i64 {

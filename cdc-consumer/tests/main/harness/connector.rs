@@ -97,8 +97,9 @@ impl Source {
     fn settings(&self, options: &[(&str, &str)]) -> Json {
         let mut settings: Map<String, Json> =
             serde_json::from_str(SETTINGS).expect("the connector's settings are JSON");
-        settings
-            .retain(|name, _| !name.starts_with("transforms") && !name.starts_with("heartbeat"));
+        settings.retain(|name, _| {
+            !name.starts_with("transforms") && !name.starts_with("snapshot.include")
+        });
         let (user, address) = self.server.split_once('@').expect("a url with credentials");
         let (_, user) = user.split_once("//").expect("a url");
         let (user, password) = user.split_once(':').expect("user and password");
