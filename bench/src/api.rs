@@ -1,16 +1,16 @@
 //! `./dev bench api`: requests a second through the services, and statements a second without them.
 //!
-//! The other side is what pgbench would do: as many connections, each with one prepared statement, the
-//! same that the service runs. Both sides take turns; an answer that is no success ends the run.
+//! The other side is what pgbench would do: as many connections, each with one prepared statement about
+//! one row or page. The service may answer several requests with one of its statements. Both sides take
+//! turns; an answer that is no success ends the run.
 
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use devstack::addresses::{HOST, POST_API_PORT, POST_DATABASE, USER_API_PORT, USER_DATABASE};
+use devstack::addresses::{POST_API_PORT, POST_DATABASE, USER_API_PORT, USER_DATABASE};
 use rand::RngExt;
-use reqwest::Client;
 use serde::Serialize;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 
 use crate::cli::{ApiOptions, print};
 use crate::figures::{Spread, float};
+use crate::http_client::HttpClient;
 use crate::report;
 use crate::servers::{Conditions, Servers, admin, execute};
 
@@ -67,11 +68,9 @@ struct Api {
     conditions: Conditions,
 }
 
-/// Keys there are rows of, and the one client, whose connections stay open from run to run: making one
-/// takes tens of milliseconds.
+/// Keys there are rows of.
 #[derive(Clone)]
 struct Keys {
-    client: Client,
     users: Arc<Vec<i64>>,
     posts: Arc<Vec<i64>>,
 }
@@ -173,24 +172,29 @@ async fn request(
     prefix: String,
     end: Instant,
 ) -> anyhow::Result<u64> {
-    let client = &keys.client;
-    let users = format!("http://{HOST}:{USER_API_PORT}/api/users");
-    let posts = format!("http://{HOST}:{POST_API_PORT}/api/posts");
+    let port = match operation {
+        Operation::CreateUser | Operation::ReadUser | Operation::ListUsers => USER_API_PORT,
+        Operation::ReadPostWithAuthor => POST_API_PORT,
+    };
+    let mut client = HttpClient::connect(port).await?;
     let mut count = 0;
     while Instant::now() < end {
-        let request = match operation {
-            Operation::CreateUser => client.post(&users).json(&json!({
-                "name": "홍길동", "email": format!("{prefix}-{count}@example.com"),
-                "department": "개발팀", "status": "ACTIVE",
-            })),
-            Operation::ReadUser => client.get(format!("{users}/{}", any(&keys.users))),
-            Operation::ListUsers => client.get(format!("{users}?after={}", any(&keys.users))),
-            Operation::ReadPostWithAuthor => client.get(format!("{posts}/{}", any(&keys.posts))),
+        match operation {
+            Operation::CreateUser => {
+                let user = json!({
+                    "name": "홍길동", "email": format!("{prefix}-{count}@example.com"),
+                    "department": "개발팀", "status": "ACTIVE",
+                });
+                client.post("/api/users", &user).await?
+            }
+            Operation::ReadUser => client.get(&format!("/api/users/{}", any(&keys.users))).await?,
+            Operation::ListUsers => {
+                client.get(&format!("/api/users?after={}", any(&keys.users))).await?
+            }
+            Operation::ReadPostWithAuthor => {
+                client.get(&format!("/api/posts/{}", any(&keys.posts))).await?
+            }
         };
-        let answer = request.send().await?;
-        let status = answer.status();
-        let body = answer.bytes().await?;
-        ensure!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&body));
         count += 1;
     }
     Ok(count)
@@ -275,7 +279,7 @@ async fn prepare() -> anyhow::Result<Keys> {
         anyhow::Ok(Arc::new(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(db).await?))
     };
     let (users, posts) = (keys(&mut users, "users").await?, keys(&mut posts, "posts").await?);
-    Ok(Keys { client: Client::new(), users, posts })
+    Ok(Keys { users, posts })
 }
 
 async fn count(db: &mut PgConnection, sql: &str) -> anyhow::Result<i64> {

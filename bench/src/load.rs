@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use devstack::addresses::{HOST, POST_DATABASE, USER_API_PORT, USER_DATABASE};
-use reqwest::{Client, StatusCode};
+use devstack::addresses::{POST_DATABASE, USER_API_PORT, USER_DATABASE};
 use serde::Serialize;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -16,6 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::cli::{LoadOptions, print};
 use crate::figures::{Percentiles, float};
+use crate::http_client::HttpClient;
 use crate::report;
 use crate::servers::{Conditions, Servers, admin};
 
@@ -110,27 +110,24 @@ pub(crate) async fn run(options: &LoadOptions) -> anyhow::Result<ExitCode> {
 /// Clients that post side by side. Each gives how long its responses took, in milliseconds.
 fn post_all(options: &LoadOptions, created: &Arc<AtomicU64>) -> JoinSet<anyhow::Result<Vec<f64>>> {
     let (run, next) = (rand::random(), Arc::new(AtomicU64::new(0)));
-    // One client for all, with a connection for each that posts: making one takes tens of milliseconds.
-    let client = Client::new();
     let mut posting = JoinSet::new();
     for _ in 0..options.clients.get() {
-        let (client, next, created) = (client.clone(), Arc::clone(&next), Arc::clone(created));
+        let (next, created) = (Arc::clone(&next), Arc::clone(created));
         let users = options.users;
-        posting.spawn(async move { post(&client, run, &next, users, &created).await });
+        posting.spawn(async move { post(run, &next, users, &created).await });
     }
     posting
 }
 
 /// One client: posts until all users are taken, the next when the last was answered.
 async fn post(
-    client: &Client,
     run: u32,
     next: &AtomicU64,
     users: u64,
     created: &AtomicU64,
 ) -> anyhow::Result<Vec<f64>> {
     const DEPARTMENTS: [&str; 5] = ["개발팀", "기획팀", "영업팀", "인사팀", "디자인팀"];
-    let url = format!("http://{HOST}:{USER_API_PORT}/api/users");
+    let mut client = HttpClient::connect(USER_API_PORT).await?;
     let mut millis = Vec::new();
     loop {
         let number = next.fetch_add(1, Ordering::Relaxed);
@@ -141,10 +138,8 @@ async fn post(
         let user = json!({ "name": format!("사용자 {number}"), "department": department,
             "email": format!("load-{run:08x}-{number}@example.com"), "status": "ACTIVE" });
         let sent = Instant::now();
-        let response = client.post(&url).json(&user).send().await.context("user-api is away")?;
-        let status = response.status();
-        let body = response.text().await?;
-        ensure!(status == StatusCode::CREATED, "user {number} was refused: {status} {body}");
+        let posted = client.post("/api/users", &user).await;
+        posted.with_context(|| format!("user {number} was not created"))?;
         millis.push(sent.elapsed().as_secs_f64() * 1000.0);
         created.fetch_add(1, Ordering::Relaxed);
     }

@@ -12,6 +12,7 @@ mod copy;
 mod decode;
 mod drain;
 mod figures;
+mod http_client;
 mod jdbc;
 mod kafka_offsets;
 mod latency;
