@@ -4,8 +4,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Connection, PgPool};
 
 use crate::Problem;
 
@@ -14,6 +14,10 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the readiness probe waits for the database.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a connection that was given back is taken to be alive. It was tested then; to test it once more
+/// would add a round trip to every request of a busy service.
+const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
 /// When a client may try again what could not be done now.
 pub const RETRY_AFTER: Duration = Duration::from_secs(2);
@@ -34,6 +38,15 @@ pub fn pool(
     Ok(PgPoolOptions::new()
         .max_connections(connection_count_max)
         .acquire_timeout(ACQUIRE_TIMEOUT)
+        .test_before_acquire(false)
+        .before_acquire(|connection, state| {
+            Box::pin(async move {
+                if state.idle_for > TRUSTED_FOR {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
         .connect_lazy_with(options))
 }
 
