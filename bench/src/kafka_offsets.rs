@@ -111,8 +111,8 @@ impl Reader {
             self.commit_when_due()?;
         }
         for writer in 0..self.queues.len() {
-            let last = self.builder.next(writer);
-            self.queues[writer].blocking_send(last).ok().context("a writer has ended")?;
+            let batch = self.builder.next(writer);
+            self.queues[writer].blocking_send(batch).ok().context("a writer has ended")?;
         }
         self.queues.clear();
         // Of a partition, the last offset counts.
@@ -131,17 +131,16 @@ impl Reader {
     /// Takes a record, or gives idle writers what there is. Returns how many records it took.
     fn poll(&mut self) -> anyhow::Result<u64> {
         let consumer = &self.consumer;
-        let message = match consumer.poll(Duration::ZERO) {
-            Some(message) => message,
-            None => {
-                for (writer, queue) in self.queues.iter().enumerate() {
-                    if queue.capacity() > 0 && !self.builder.is_empty(writer) {
-                        queue.try_send(self.builder.next(writer))?;
-                    }
+        let message = if let Some(message) = consumer.poll(Duration::ZERO) {
+            message
+        } else {
+            for (writer, queue) in self.queues.iter().enumerate() {
+                if queue.capacity() > 0 && !self.builder.is_empty(writer) {
+                    queue.try_send(self.builder.next(writer))?;
                 }
-                let Some(message) = consumer.poll(BUSY_WAIT) else { return Ok(0) };
-                message
             }
+            let Some(message) = consumer.poll(BUSY_WAIT) else { return Ok(0) };
+            message
         };
         let writer = self.builder.take(&library::record(&self.topic, &message?))?;
         if self.builder.full(writer) {

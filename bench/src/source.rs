@@ -55,14 +55,10 @@ impl Plan {
     /// Names table, topic, slot and connector.
     fn name(&self) -> String {
         let mix = format!("{:?}", self.mix).to_lowercase();
-        let mut name = format!("{mix}_{}_{:x}", self.changes, self.seed);
-        if let Some(rows) = self.transaction_rows {
-            name += &format!("_t{rows}");
-        }
-        if self.departments != DEPARTMENTS {
-            name += &format!("_d{}", self.departments);
-        }
-        name
+        let rows = self.transaction_rows.map(|rows| format!("_t{rows}")).unwrap_or_default();
+        let other = self.departments != DEPARTMENTS;
+        let departments = if other { format!("_d{}", self.departments) } else { String::new() };
+        format!("{mix}_{}_{:x}{rows}{departments}", self.changes, self.seed)
     }
 
     /// As many as have a transaction to write.
