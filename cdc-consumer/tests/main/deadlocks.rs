@@ -2,10 +2,10 @@
 
 use serde_json::json;
 
-use crate::harness::World;
 use crate::harness::consumer::Consumer;
 use crate::harness::feed::{Event, Feed};
 use crate::harness::source::{Users, user_feed, user_views};
+use crate::harness::{SOON, World, wait_until};
 
 /// How many deadlocks PostgreSQL had to break in this world's database. The sessions that met one have
 /// reported it before it is read: they are gone.
@@ -126,6 +126,39 @@ async fn writers_of_keys_that_only_postgresql_finds_equal_never_deadlock() {
     world.shows("loose", &last).await;
     consumer.stop().await;
     assert_eq!(deadlocks(&world).await, "0");
+}
+
+/// A row that is not committed yet when the TRUNCATE is applied was changed before it all the same.
+#[tokio::test]
+async fn a_truncate_waits_for_a_row_that_another_writer_is_adding() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let views = user_views(&feed.topic);
+    let mut users = Users::default();
+    feed.send(&world, &users.puts(1..=1)).await;
+    let consumer = Consumer::start(&world, &views, &[]);
+    world.shows("user_view", &users.as_view()).await;
+
+    let mut other = world.db().await;
+    let add = "begin;
+        insert into user_view (user_id, name, email, department, status, created_at, updated_at,
+            version, source_epoch, source_lsn)
+        select 1001, name, email, department, status, created_at, updated_at,
+            version, source_epoch, source_lsn
+        from user_view where user_id = 1";
+    sqlx::raw_sql(add).execute(&mut other).await.unwrap();
+    world.send(&feed.topic, vec![feed.message(&users.truncate())]).await;
+    let waiting = "select count(*) from pg_locks
+        where not granted and relation = 'views_1.user_view'::regclass";
+    wait_until("the TRUNCATE to wait", SOON, || async {
+        let count = world.text(waiting).await;
+        if count == "1" { Ok(()) } else { Err(format!("{count} are waiting")) }
+    })
+    .await;
+    sqlx::raw_sql("commit").execute(&mut other).await.unwrap();
+    world.drained(&feed.topic, 1).await;
+    world.shows("user_view", &[]).await;
+    consumer.stop().await;
 }
 
 /// A TRUNCATE removes rows of every partition, also those that other writers are just adding, in the
