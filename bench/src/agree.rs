@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use crate::cli::{AgreeOptions, Mix, print};
+use crate::cli::{AgreeOptions, Mix};
 use crate::jdbc::{self, Sink};
 use crate::ours::Consumer;
 use crate::report;
@@ -57,13 +57,11 @@ pub(crate) async fn run(options: &AgreeOptions) -> anyhow::Result<ExitCode> {
         jdbc_setting: jdbc::PARALLEL,
         conditions,
     };
-    report::write(&servers, &options.output, "agree", &agreement)?;
-    if !options.output.json {
-        print(&format!(
-            "{} changes of seed {seed}, compared with the source row for row:\n  \
-             cdc-consumer  {}\n  JDBC sink     {}",
-            agreement.changes, agreement.consumer, agreement.jdbc_sink
-        ));
-    }
+    let text = format!(
+        "{} changes of seed {seed}, compared with the source row for row:\n  \
+         cdc-consumer  {}\n  JDBC sink     {}",
+        agreement.changes, agreement.consumer, agreement.jdbc_sink
+    );
+    report::write(&servers, &options.output, "agree", &agreement, &text)?;
     Ok(if agreement.consumer.none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

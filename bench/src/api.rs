@@ -16,7 +16,7 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::task::JoinSet;
 
-use crate::cli::{ApiOptions, print};
+use crate::cli::ApiOptions;
 use crate::figures::{Spread, float};
 use crate::http_client::HttpClient;
 use crate::report;
@@ -90,10 +90,7 @@ pub(crate) async fn run(options: &ApiOptions) -> anyhow::Result<ExitCode> {
     }
     step.done("measured");
     let api = Api { seconds_each: options.seconds, figures, conditions };
-    report::write(&servers, &options.output, "api", &api)?;
-    if !options.output.json {
-        print(&table(&api));
-    }
+    report::write(&servers, &options.output, "api", &api, &table(&api))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -128,14 +125,12 @@ async fn figure(
         requests.push(drive(Side::Service, operation, clients, duration, keys).await?);
         statements.push(drive(Side::Statement, operation, clients, duration, keys).await?);
     }
-    let ratios = requests.iter().zip(&statements).map(|(one, other)| one / other);
-    let spread = |values| Spread::of(values).context("at least one round");
     Ok(Figure {
         operation,
         clients,
-        ratio: Spread::of(ratios).context("at least one round")?,
-        requests_per_second: spread(requests)?,
-        statements_per_second: spread(statements)?,
+        ratio: Spread::of_ratios(&requests, &statements)?,
+        requests_per_second: Spread::of_rounds(requests)?,
+        statements_per_second: Spread::of_rounds(statements)?,
     })
 }
 

@@ -8,7 +8,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::operations::Operations;
 use crate::servers::{Servers, admin};
-use crate::source::{DATABASE, Filled};
+use crate::source::{DATABASE, Filled, slot};
 use crate::topic;
 
 /// Rows of one call; a transaction may take several.
@@ -17,7 +17,7 @@ const CALL_ROWS: usize = 1000;
 const BEHIND_BYTES_MAX: i64 = 800 << 20;
 /// Time without any new record after which Debezium is given up.
 const STILL_MAX: Duration = Duration::from_mins(2);
-/// Between two looks at the topic.
+/// Between two looks at the topic, or at the slot.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Makes all changes of a plan in the background, its last rows at the end. The result is how many of
@@ -147,12 +147,12 @@ async fn wait_for_debezium(db: &mut PgConnection, table: &str) -> anyhow::Result
             "select pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint
              from pg_replication_slots where slot_name = $1",
         )
-        .bind(format!("bench_{table}"))
+        .bind(slot(table))
         .fetch_one(&mut *db)
         .await?;
         if behind.unwrap_or(0) < BEHIND_BYTES_MAX {
             return Ok(());
         }
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }

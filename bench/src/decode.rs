@@ -23,7 +23,7 @@ use serde::Serialize;
 use serde_json::Value as Json;
 use tokio::runtime::Handle;
 
-use crate::cli::{DecodeOptions, Mix, print};
+use crate::cli::{DecodeOptions, Mix};
 use crate::figures::float;
 use crate::library::Library;
 use crate::report;
@@ -130,10 +130,7 @@ pub(crate) async fn run(options: &DecodeOptions) -> anyhow::Result<ExitCode> {
         avro_to_ours: avro.mean / ours.mean,
         conditions,
     };
-    report::write(&servers, &options.output, "decode", &decoding)?;
-    if !options.output.json {
-        print(&table(&decoding));
-    }
+    report::write(&servers, &options.output, "decode", &decoding, &table(&decoding))?;
     Ok(ExitCode::SUCCESS)
 }
 

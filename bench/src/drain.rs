@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::cli::{DrainOptions, Mix, print};
+use crate::cli::{DrainOptions, Mix};
 use crate::contest::{Contestant, Field, Run};
 use crate::figures::Spread;
 use crate::jdbc::{self, Setting};
@@ -103,10 +103,7 @@ pub(crate) async fn run(options: &DrainOptions) -> anyhow::Result<ExitCode> {
         conditions,
     };
     let name = format!("drain-{}", format!("{:?}", options.mix).to_lowercase());
-    report::write(&servers, &options.output, &name, &drain)?;
-    if !options.output.json {
-        print(&table(&drain));
-    }
+    report::write(&servers, &options.output, &name, &drain, &table(&drain))?;
     let ours = [Contestant::Ours, Contestant::OursView];
     let wrong = |run: &&Run| ours.contains(&run.contestant) && !run.difference.none();
     let right = drain.runs.iter().find(wrong).is_none();

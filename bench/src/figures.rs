@@ -1,5 +1,6 @@
 //! Numbers for people.
 
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 /// A count as a number to divide by.
@@ -17,6 +18,16 @@ pub(crate) struct Spread {
 }
 
 impl Spread {
+    /// Of a benchmark whose sides took turns: there is a value for each round.
+    pub(crate) fn of_rounds(values: impl IntoIterator<Item = f64>) -> anyhow::Result<Self> {
+        Self::of(values).context("at least one round")
+    }
+
+    /// How often the second's rate the first one reaches, round by round.
+    pub(crate) fn of_ratios(one: &[f64], other: &[f64]) -> anyhow::Result<Self> {
+        Self::of_rounds(one.iter().zip(other).map(|(one, other)| one / other))
+    }
+
     /// `None` without any value.
     pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.into_iter().collect();

@@ -4,9 +4,10 @@ use devstack::Service;
 use devstack::addresses::{HOST, POSTGRES_PORT};
 use serde::Serialize;
 use serde_json::{Value as Json, json};
+use sqlx::PgConnection;
 
 use crate::connect::Connector;
-use crate::servers::Servers;
+use crate::servers::{Servers, execute};
 use crate::target::{self, Target};
 use crate::topic;
 
@@ -15,6 +16,18 @@ const CLASS: &str = "io.debezium.connector.jdbc.JdbcSinkConnector";
 pub(crate) const PREFIX: &str = "bench-sink-";
 /// The sink's role, and its password.
 pub(crate) const ROLE: &str = "bench_sink";
+
+/// Makes the sink's role, unless the server has it. It stays: other databases may know it.
+pub(crate) async fn create_role(db: &mut PgConnection) -> anyhow::Result<()> {
+    let sql = format!(
+        "do $$ begin
+             if not exists (select from pg_roles where rolname = '{ROLE}') then
+                 create role {ROLE} login password '{ROLE}';
+             end if;
+         end $$"
+    );
+    execute(db, &sql).await
+}
 
 /// Has Connect offer the sink: fetches it, and restarts a Connect that was started before.
 pub(crate) async fn offer(servers: &Servers) -> anyhow::Result<()> {

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use cdc_consumer::apply;
 use cdc_consumer::batch::Batch;
-use cdc_consumer::refetch::RecordFetcher;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
@@ -36,10 +35,7 @@ type Next = (i32, i64);
 /// Drains the topic. Returns when the rows became visible.
 pub(crate) async fn run(servers: &Servers, target: &Target, table: Table) -> anyhow::Result<Times> {
     let library = Library::new(target, table).await?;
-    let letters = i64::from(library.settings.limits.dead_letters_max);
-    let fetcher = RecordFetcher::new(&library.settings.kafka);
-    let statements =
-        Arc::new(apply::Target::new(&library.views, library.generation, letters, fetcher));
+    let statements = Arc::new(library.target());
     let builder = Builder::new(&library)?;
     let (applied, offsets) = mpsc::channel();
     let (mut queues, mut writers) = (Vec::new(), JoinSet::new());

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 use serde_json::Value as Json;
 
-use crate::cli::{LatencyOptions, print};
+use crate::cli::LatencyOptions;
 use crate::connect::Connector;
 use crate::figures::Percentiles;
 use crate::latency_rivals as rivals;
@@ -36,10 +36,7 @@ pub(crate) async fn run(options: &LatencyOptions) -> anyhow::Result<ExitCode> {
     let outcome = measure_all(&servers, options, &mut latency).await;
     // What was measured before something failed took its time, too.
     if !latency.runs.is_empty() {
-        report::write(&servers, &options.output, "latency", &latency)?;
-        if !options.output.json {
-            print(&table(&latency));
-        }
+        report::write(&servers, &options.output, "latency", &latency, &table(&latency))?;
     }
     outcome?;
     Ok(ExitCode::SUCCESS)

@@ -5,19 +5,19 @@
 //! and counts besides. What the others do not need stands still meanwhile: cdc-consumer, and during the
 //! replication Debezium too.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use devstack::Service;
 use devstack::addresses::{ADMIN_PASSWORD, HOST, POSTGRES_PORT, TOPICS, USER_DATABASE};
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::AssertSqlSafe;
 
 use crate::connect::Connector;
 use crate::jdbc::{self, Sink, Way};
 use crate::latency::CONNECTOR;
 use crate::latency_loop::{Place, VIEW, wait_until_alive};
 use crate::latency_run::{NO_CONNECTOR, Run, SHIPPED, Subject, measure};
-use crate::servers::{Servers, admin, execute};
+use crate::servers::{Servers, admin, drop_slot, execute};
 use crate::source;
 
 /// Names the database, and the publication, the slot and the subscription.
@@ -129,14 +129,10 @@ async fn create_database() -> anyhow::Result<()> {
     let mut server = admin("postgres").await?;
     execute(&mut server, &format!("create database {NAME}")).await?;
     let mut db = admin(NAME).await?;
+    jdbc::create_role(&mut db).await?;
     let (role, columns) = (jdbc::ROLE, source::definitions(false));
     let sql = format!(
-        "do $$ begin
-             if not exists (select from pg_roles where rolname = '{role}') then
-                 create role {role} login password '{role}';
-             end if;
-         end $$;
-         create table users ({columns}) with (fillfactor = 85);
+        "create table users ({columns}) with (fillfactor = 85);
          grant select, insert, update, delete, truncate on users to {role}"
     );
     execute(&mut db, &sql).await
@@ -169,25 +165,8 @@ async fn drop_replication() -> anyhow::Result<()> {
         }
         execute(&mut db, &format!("drop subscription {NAME}")).await?;
     }
-    drop_slot(&mut users).await?;
+    drop_slot(&mut users, NAME, SLOT_MAX).await?;
     execute(&mut users, &format!("drop publication if exists {NAME}")).await
-}
-
-async fn drop_slot(db: &mut PgConnection) -> anyhow::Result<()> {
-    let deadline = Instant::now() + SLOT_MAX;
-    loop {
-        let sql = format!(
-            "select pg_drop_replication_slot(slot_name) from pg_replication_slots
-             where slot_name = '{NAME}'"
-        );
-        match execute(db, &sql).await {
-            Ok(()) => return Ok(()),
-            Err(error) if Instant::now() > deadline => {
-                bail!("the slot is held for {SLOT_MAX:?}: {error:#}")
-            }
-            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-        }
-    }
 }
 
 async fn drop_database() -> anyhow::Result<()> {

@@ -4,9 +4,11 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use cdc_consumer::apply;
 use cdc_consumer::config::RunSettings;
 use cdc_consumer::database::{Database, Generation};
 use cdc_consumer::decode::{Record, View};
+use cdc_consumer::refetch::RecordFetcher;
 use cdc_consumer::registry::Registry;
 use cdc_consumer::{pipeline, view};
 use clap::Parser;
@@ -45,6 +47,13 @@ impl Library {
     /// The only view.
     pub(crate) fn view(&self) -> anyhow::Result<&View> {
         self.views.first().context("one view was declared")
+    }
+
+    /// The statements that the consumer would apply batches by.
+    pub(crate) fn target(&self) -> apply::Target {
+        let letters = i64::from(self.settings.limits.dead_letters_max);
+        let fetcher = RecordFetcher::new(&self.settings.kafka);
+        apply::Target::new(&self.views, self.generation, letters, fetcher)
     }
 
     /// Widths of key and row.

@@ -13,7 +13,7 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::task::JoinSet;
 
-use crate::cli::{LoadOptions, print};
+use crate::cli::LoadOptions;
 use crate::figures::{Percentiles, float};
 use crate::http_client::HttpClient;
 use crate::report;
@@ -100,10 +100,7 @@ pub(crate) async fn run(options: &LoadOptions) -> anyhow::Result<ExitCode> {
         conditions,
     };
     step.done(&format!("{} users, {per_second:.0} a second", options.users));
-    report::write(&servers, &options.output, "load", &load)?;
-    if !options.output.json {
-        print(&table(&load));
-    }
+    report::write(&servers, &options.output, "load", &load, &table(&load))?;
     Ok(if equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

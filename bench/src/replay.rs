@@ -11,7 +11,6 @@ use cdc_consumer::database::{Database, Generation};
 use cdc_consumer::fence::{self, Wanted};
 use cdc_consumer::fold::{Action, Entry, ViewBatch};
 use cdc_consumer::offsets::Partition;
-use cdc_consumer::refetch::RecordFetcher;
 use cdc_consumer::rows::CellText;
 use cdc_consumer::sql::Statements;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -49,13 +48,10 @@ impl Replay {
         table: Table,
     ) -> anyhow::Result<Self> {
         let library = Library::new(target, table).await?;
-        let limits = &library.settings.limits;
-        let fetcher = RecordFetcher::new(&library.settings.kafka);
-        let letters = i64::from(limits.dead_letters_max);
         let topic = target.filled.topic.clone();
         let lists = tokio::task::block_in_place(|| read(servers, &topic, &library))?;
-        let Library { database, generation, views, .. } = library;
-        let target = Arc::new(apply::Target::new(&views, generation, letters, fetcher));
+        let target = Arc::new(library.target());
+        let Library { database, generation, .. } = library;
         Ok(Self { database, generation, target, lists, topic })
     }
 

@@ -8,12 +8,13 @@ use serde::Serialize;
 use crate::cli::{Output, print};
 use crate::servers::Servers;
 
-/// Writes a result as JSON: to its file, and to standard output when asked.
+/// Writes a result: as JSON to its file, and for people, or as JSON when asked, to standard output.
 pub(crate) fn write(
     servers: &Servers,
     output: &Output,
     name: &str,
     result: &impl Serialize,
+    table: &str,
 ) -> anyhow::Result<()> {
     let path = match &output.out {
         Some(path) => path.clone(),
@@ -22,9 +23,7 @@ pub(crate) fn write(
     let text = serde_json::to_string_pretty(result)?;
     std::fs::write(&path, format!("{text}\n")).with_context(|| path.display().to_string())?;
     servers.progress.line(&format!("  written to {}", path.display()));
-    if output.json {
-        print(&text);
-    }
+    print(if output.json { &text } else { table });
     Ok(())
 }
 

@@ -1,6 +1,8 @@
 //! The servers that `./dev bench` brought up, and what of their settings makes figures comparable.
 
-use anyhow::{Context, ensure};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
 use devstack::addresses::{self, CONNECT_PORT, HOST, KAFKA_PORT, REGISTRY_PORT};
 use devstack::{Progress, Stack};
 use serde::Serialize;
@@ -93,6 +95,29 @@ impl Servers {
 pub(crate) async fn admin(database: &str) -> anyhow::Result<PgConnection> {
     let url = addresses::admin_url(database);
     PgConnection::connect(&url).await.with_context(|| format!("no connection to {database}"))
+}
+
+/// Drops a replication slot, if it is there. Who used it a moment ago may still hold it; its session ends
+/// by itself.
+pub(crate) async fn drop_slot(
+    db: &mut PgConnection,
+    slot: &str,
+    patience: Duration,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let sql = format!(
+            "select pg_drop_replication_slot(slot_name) from pg_replication_slots
+             where slot_name = '{slot}'"
+        );
+        match execute(db, &sql).await {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() > deadline => {
+                bail!("the replication slot {slot} is held for {patience:?}: {error:#}")
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
 }
 
 /// Statements without results.

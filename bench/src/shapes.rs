@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use serde::Serialize;
 
-use crate::cli::{Mix, ShapesOptions, print};
+use crate::cli::{Mix, ShapesOptions};
 use crate::contest::{Contestant, Field, Run};
 use crate::figures::Spread;
 use crate::jdbc;
@@ -73,37 +73,33 @@ pub(crate) async fn run(options: &ShapesOptions) -> anyhow::Result<ExitCode> {
         comparisons.push(compare(&servers, &pair, options.repeat).await?);
     }
     let shapes = Shapes { events: options.events, comparisons, conditions };
-    report::write(&servers, &options.output, "shapes", &shapes)?;
-    if !options.output.json {
-        print(&table(&shapes));
-    }
+    report::write(&servers, &options.output, "shapes", &shapes, &table(&shapes))?;
     Ok(ExitCode::SUCCESS)
 }
 
 async fn compare(servers: &Servers, pair: &Pair, repeat: u32) -> anyhow::Result<Comparison> {
     let filled =
         [source::fill(servers, pair.usual).await?, source::fill(servers, pair.extreme).await?];
-    let (mut runs, mut rates) = (Vec::new(), [Vec::new(), Vec::new()]);
+    let mut runs = Vec::new();
     for round in 0..repeat {
-        for (filled, rates) in filled.iter().zip(&mut rates) {
+        for filled in &filled {
             let target = Target::create(filled).await?;
             let field = Field { servers, target: &target, tuned: jdbc::DEFAULT };
             let run = field.run(pair.contestant, round).await?;
             ensure!(run.difference.none(), "{}: {}", filled.topic, run.difference);
-            rates.push(run.per_second);
             runs.push(run);
         }
     }
-    let [usual, extreme] = rates;
-    let ratios = extreme.iter().zip(&usual).map(|(extreme, usual)| extreme / usual);
-    let spread = |rates: Option<Spread>| rates.context("at least one round");
-    let extremes = runs.iter().skip(1).step_by(2);
+    // They took turns, the usual shape first.
+    let side = |first| runs.iter().skip(first).step_by(2);
+    let rates = |first| side(first).map(|run: &Run| run.per_second).collect::<Vec<_>>();
+    let (usual, extreme) = (rates(0), rates(1));
     Ok(Comparison {
         name: pair.name,
-        extreme_to_usual: spread(Spread::of(ratios))?,
-        peak_mib: extremes.filter_map(|run| run.peak_mib).max(),
-        usual_per_second: spread(Spread::of(usual))?,
-        extreme_per_second: spread(Spread::of(extreme))?,
+        extreme_to_usual: Spread::of_ratios(&extreme, &usual)?,
+        peak_mib: side(1).filter_map(|run| run.peak_mib).max(),
+        usual_per_second: Spread::of_rounds(usual)?,
+        extreme_per_second: Spread::of_rounds(extreme)?,
         runs,
     })
 }

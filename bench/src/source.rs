@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 use crate::changes;
 use crate::cli::Mix;
 use crate::connect::Connector;
-use crate::servers::{Servers, admin, execute};
+use crate::servers::{Servers, admin, drop_slot, execute};
 use crate::topic;
 
 pub(crate) const DATABASE: &str = "bench_source";
@@ -20,6 +20,9 @@ const WRITERS: u16 = 4;
 const DEPARTMENTS: u32 = 20;
 /// Rows made last: when all of them are visible, everything before them is, in each partition.
 const LAST_ROWS: i64 = 64;
+
+/// For a connector that ended to let go of its slot.
+const SLOT_MAX: Duration = Duration::from_secs(10);
 
 /// Columns of the source table. Those of a user in the reference system, then, for comparing what is
 /// written, a few that may be null.
@@ -168,7 +171,7 @@ impl Streaming {
     /// Ends the streaming. Table and topic stay.
     pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
         self.connector.remove().await?;
-        drop_slot(&mut self.db, &self.filled.table).await
+        drop_slot(&mut self.db, &slot(&self.filled.table), SLOT_MAX).await
     }
 
     /// Ends the streaming, and removes what was streamed.
@@ -204,7 +207,7 @@ async fn prepare() -> anyhow::Result<PgConnection> {
 /// The table, its publication, and a function that makes changes one by one: PostgreSQL takes a
 /// transaction's changes in one call, whatever their order.
 async fn create(db: &mut PgConnection, plan: &Plan, table: &str) -> anyhow::Result<()> {
-    drop_slot(db, table).await?;
+    drop_slot(db, &slot(table), SLOT_MAX).await?;
     let (more_names, more_values, more_set) = if plan.nullable() {
         (
             ", note, balance, seen_on",
@@ -259,6 +262,11 @@ async fn create(db: &mut PgConnection, plan: &Plan, table: &str) -> anyhow::Resu
     execute(db, &sql).await
 }
 
+/// The replication slot of a source table.
+pub(crate) fn slot(table: &str) -> String {
+    format!("bench_{table}")
+}
+
 /// The users' connector as it is shipped, for another table.
 fn connector(servers: &Servers, table: &str, topic: &str) -> anyhow::Result<Json> {
     let places = servers.stack.places();
@@ -270,7 +278,7 @@ fn connector(servers: &Servers, table: &str, topic: &str) -> anyhow::Result<Json
     let prefix = format!("bench-{}", table.replace('_', "-"));
     let changed = json!({
         "database.dbname": DATABASE,
-        "slot.name": format!("bench_{table}"),
+        "slot.name": slot(table),
         "publication.name": format!("bench_{table}"),
         "topic.prefix": prefix,
         "table.include.list": format!("public.{table}"),
@@ -306,7 +314,7 @@ async fn wait_for_slot(
     loop {
         let active: Option<bool> =
             sqlx::query_scalar("select active from pg_replication_slots where slot_name = $1")
-                .bind(format!("bench_{table}"))
+                .bind(slot(table))
                 .fetch_optional(&mut *db)
                 .await?;
         if active == Some(true) {
@@ -315,19 +323,4 @@ async fn wait_for_slot(
         connector.running_tasks().await?;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-}
-
-async fn drop_slot(db: &mut PgConnection, table: &str) -> anyhow::Result<()> {
-    // A connector that ended a moment ago may still hold it; its session ends by itself.
-    for _ in 0..100 {
-        let sql = format!(
-            "select pg_drop_replication_slot(slot_name) from pg_replication_slots
-             where slot_name = 'bench_{table}'"
-        );
-        if execute(db, &sql).await.is_ok() {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    bail!("somebody holds the replication slot bench_{table}");
 }

@@ -1,15 +1,16 @@
-//! `./dev bench stream`: whether the consumer keeps up with Debezium. The same changes are written at the
-//! source as fast as it takes them, once into the topic alone and once with the consumer behind it.
+//! `./dev bench stream`: whether the consumer keeps up with Debezium. As many changes of one mix are
+//! written at the source as fast as it takes them, once into the topic alone and once with the consumer
+//! behind it.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use serde::Serialize;
 use sqlx::AssertSqlSafe;
 
 use crate::changes::{self, WARM_UP_RECORDS};
-use crate::cli::{Mix, StreamOptions, print};
+use crate::cli::{Mix, StreamOptions};
 use crate::figures::{Spread, float};
 use crate::ours::Consumer;
 use crate::report;
@@ -46,19 +47,14 @@ pub(crate) async fn run(options: &StreamOptions) -> anyhow::Result<ExitCode> {
         topic.push(rate(&servers, options.changes, End::Topic).await?);
         view.push(rate(&servers, options.changes, End::View).await?);
     }
-    let ratios = view.iter().zip(&topic).map(|(view, topic)| view / topic);
-    let spread = |rates: Option<Spread>| rates.context("at least one round");
     let stream = Stream {
         changes: options.changes,
-        view_to_topic: spread(Spread::of(ratios))?,
-        topic_per_second: spread(Spread::of(topic))?,
-        view_per_second: spread(Spread::of(view))?,
+        view_to_topic: Spread::of_ratios(&view, &topic)?,
+        topic_per_second: Spread::of_rounds(topic)?,
+        view_per_second: Spread::of_rounds(view)?,
         conditions,
     };
-    report::write(&servers, &options.output, "stream", &stream)?;
-    if !options.output.json {
-        print(&table(&stream));
-    }
+    report::write(&servers, &options.output, "stream", &stream, &table(&stream))?;
     Ok(ExitCode::SUCCESS)
 }
 

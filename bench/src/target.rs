@@ -12,6 +12,7 @@ use migrate::{Generation, Passwords};
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
+use crate::jdbc;
 use crate::servers::{admin, execute};
 use crate::source::{self, Filled};
 
@@ -107,7 +108,6 @@ impl Target {
              call cdc_view('bench_bare');
              grant select, insert, update, delete, truncate on bench_bare, bench_bare_deleted
                  to cdc_consumer;
-             create role bench_sink login password 'bench_sink';
              create table public.bench_sink ({columns}) with (fillfactor = 85);
              grant select, insert, update, delete, truncate on public.bench_sink to bench_sink;
              grant connect on database bench_views to bench_sink;
@@ -117,12 +117,7 @@ impl Target {
             // A view has no rules of its own beyond the key.
             nullable = columns.replace(" not null", ""),
         );
-        let role = "create role bench_sink login password 'bench_sink';";
-        let known: bool =
-            sqlx::query_scalar("select exists (select from pg_roles where rolname = 'bench_sink')")
-                .fetch_one(&mut db)
-                .await?;
-        let sql = if known { sql.replace(role, "") } else { sql };
+        jdbc::create_role(&mut db).await?;
         execute(&mut db, &sql).await?;
         let mut target = Self { filled: filled.clone() };
         target.expect(filled).await?;

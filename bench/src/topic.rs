@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use cdc_consumer::source::set_fetching;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
@@ -26,7 +27,7 @@ fn config(servers: &Servers) -> ClientConfig {
     config
 }
 
-/// A consumer that fetches as cdc-consumer does (its `source.rs` gives the reasons), not yet assigned.
+/// A consumer that fetches as cdc-consumer does, not yet assigned.
 pub(crate) fn fetching(
     servers: &Servers,
     group: &str,
@@ -36,15 +37,8 @@ pub(crate) fn fetching(
     config
         .set("group.id", group)
         .set("enable.auto.offset.store", "false")
-        .set("isolation.level", "read_committed")
-        .set("fetch.wait.max.ms", "100")
-        .set("fetch.min.bytes", "1")
-        .set("queued.min.messages", "20000")
-        .set("queued.max.messages.kbytes", prefetch_kib.to_string())
-        .set("fetch.queue.backoff.ms", "2")
-        .set("fetch.max.bytes", "1048576")
-        .set("max.partition.fetch.bytes", "262144")
-        .set("message.max.bytes", "1000000");
+        .set("isolation.level", "read_committed");
+    set_fetching(&mut config, prefetch_kib);
     Ok(config.create()?)
 }
 

@@ -108,6 +108,21 @@ pub fn consumer(
         // The connector makes its topics with the first change: look for them often.
         .set("topic.metadata.refresh.interval.ms", "2000")
         .set("allow.auto.create.topics", "false")
+        .set("statistics.interval.ms", "1000")
+        // The one trace librdkafka leaves of a topic made again under a running consumer is a line of
+        // this log; see `group.rs`, which lets nothing below a warning through.
+        .set("debug", "metadata")
+        .set_log_level(RDKafkaLogLevel::Debug);
+    set_fetching(&mut config, prefetch_kib);
+    if let Some(instance) = &settings.consumer_instance {
+        config.set("group.instance.id", instance);
+    }
+    config.create_with_context(group).map_err(SourceError::Settings)
+}
+
+/// How much is fetched, and how soon. What is fetched is not decided here.
+pub fn set_fetching(config: &mut ClientConfig, prefetch_kib: usize) {
+    config
         // Low latency when there is little, whole fetches when there is much.
         .set("fetch.wait.max.ms", "100")
         .set("fetch.min.bytes", "1")
@@ -120,16 +135,7 @@ pub fn consumer(
         // A larger record is delivered all the same.
         .set("fetch.max.bytes", "1048576")
         .set("max.partition.fetch.bytes", "262144")
-        .set("message.max.bytes", "1000000")
-        .set("statistics.interval.ms", "1000")
-        // The one trace librdkafka leaves of a topic made again under a running consumer is a line of
-        // this log; see `group.rs`, which lets nothing below a warning through.
-        .set("debug", "metadata")
-        .set_log_level(RDKafkaLogLevel::Debug);
-    if let Some(instance) = &settings.consumer_instance {
-        config.set("group.instance.id", instance);
-    }
-    config.create_with_context(group).map_err(SourceError::Settings)
+        .set("message.max.bytes", "1000000");
 }
 
 /// What the broker says about a partition.
