@@ -29,7 +29,7 @@ use crate::session::{Parts, Session};
 use crate::source::{self, SourceError};
 use crate::sweep::Sweeper;
 use crate::view::ViewSpec;
-use crate::writer::{Writer, WriterLink};
+use crate::writer::{UNDER_WAY_MAX, Writer, WriterLink};
 
 /// A session that lasted this long had recovered from what ended the one before.
 const SOUND_AFTER: Duration = Duration::from_secs(30);
@@ -175,7 +175,7 @@ async fn prepare(
     let target = Arc::new(Target::new(&views, generation, dead_letters_max, fetcher));
     let (report, reports) = mpsc::channel();
     let writers = (0..settings.limits.writers.get()).map(|number| {
-        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let (sender, receiver) = tokio::sync::mpsc::channel(UNDER_WAY_MAX);
         let writer = Writer {
             number,
             database: database.clone(),

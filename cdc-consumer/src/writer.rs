@@ -21,6 +21,9 @@ use crate::metrics;
 use crate::pipeline::SessionError;
 use crate::recovery::{self, Backoff, Recovery};
 
+/// Batches that a writer may have: the one it applies, and one that is ready when that is done.
+pub(crate) const UNDER_WAY_MAX: usize = 2;
+
 /// What came of a batch.
 #[derive(Debug)]
 pub enum Report {
@@ -58,14 +61,15 @@ impl WriterLink {
 
     /// Hands the batch over if the writer has room for it.
     pub(crate) fn hand_over(&mut self) {
-        let Some(batches) = self.batches.as_ref().filter(|batches| batches.capacity() > 0) else {
+        let Some(batches) = self.batches.as_ref().filter(|_| self.under_way < UNDER_WAY_MAX) else {
             return;
         };
         if self.building.is_empty() {
             return;
         }
         let batch = std::mem::replace(&mut self.building, Batch::new(self.shapes.iter().copied()));
-        // We are the only sender and saw room. A closed channel means the writer failed; its report says why.
+        // The channel holds as many as may be under way. A closed one means the writer failed; its
+        // report says why.
         if batches.try_send(batch).is_ok() {
             self.under_way += 1;
         }
