@@ -97,6 +97,7 @@ mod tests {
             ready: false,
             reasons: vec!["database: <away>".to_owned()],
             generation: Some(1),
+            fetch_pauses: 0,
             partitions: vec![PartitionStatus {
                 topic: "user-events".to_owned(),
                 partition: 2,

@@ -25,6 +25,7 @@ struct State {
     generation: Option<i32>,
     partitions: BTreeMap<(String, i32), PartitionState>,
     totals: Vec<Outcome>,
+    fetch_pauses: u64,
     broker_trouble: bool,
     missing_topics: String,
 }
@@ -61,6 +62,8 @@ pub struct Status {
     pub ready: bool,
     pub reasons: Vec<String>,
     pub generation: Option<i32>,
+    /// How often fetching was stopped since the process started, because nothing could be taken.
+    pub fetch_pauses: u64,
     pub partitions: Vec<PartitionStatus>,
     pub views: Vec<ViewStatus>,
 }
@@ -141,6 +144,12 @@ impl Board {
         }
     }
 
+    /// Fetching stops until what was read can be taken.
+    pub fn fetching_paused(&self) {
+        self.state().fetch_pauses += 1;
+        metrics::fetching_paused();
+    }
+
     /// A batch is in the database.
     pub fn applied(&self, applied: &Applied) {
         let now = SystemTime::now();
@@ -191,6 +200,7 @@ impl Board {
             ready: reasons.is_empty(),
             reasons,
             generation: state.generation,
+            fetch_pauses: state.fetch_pauses,
             partitions: partitions.collect(),
             views: views
                 .map(|(view, records)| ViewStatus { view: view.clone(), records: *records })

@@ -26,6 +26,7 @@ const RECORDS: &str = "cdc_records_total";
 const LAG: &str = "cdc_lag_records";
 const FENCED: &str = "cdc_fenced_total";
 const SWEPT: &str = "cdc_swept_rows_total";
+const PAUSES: &str = "cdc_fetch_pauses_total";
 const REPLAYS: &str = "cdc_operator_resets_total";
 
 /// Describes every metric. Call once, after the recorder is installed.
@@ -48,6 +49,10 @@ pub fn describe() {
     ::metrics::describe_counter!(
         SWEPT,
         "Rows removed because a snapshot of the whole source table did not mention them."
+    );
+    ::metrics::describe_counter!(
+        PAUSES,
+        "Times that fetching was stopped because nothing that was read could be taken."
     );
     ::metrics::describe_counter!(
         REPLAYS,
@@ -99,6 +104,10 @@ pub fn batch(record_count: usize, duration: Duration) {
 
 pub fn fenced() {
     ::metrics::counter!(FENCED).increment(1);
+}
+
+pub fn fetching_paused() {
+    ::metrics::counter!(PAUSES).increment(1);
 }
 
 pub fn operator_reset() {

@@ -42,7 +42,8 @@ const IDLE_WAIT: Duration = Duration::from_millis(50);
 const BUSY_WAIT: Duration = Duration::from_millis(1);
 /// Pause between two commits to the broker. They inform others, we do not read them.
 const COMMIT_EVERY: Duration = Duration::from_millis(500);
-/// A writer that takes no batch for this long: stop fetching, but go on polling, to stay in the group.
+/// When nothing could be taken for this long: stop fetching, but go on polling, to stay in the group. Not
+/// sooner: librdkafka takes up to a second to fetch again.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
 /// Records held back while a schema is fetched.
 const HELD_MAX: usize = 1000;
@@ -203,10 +204,10 @@ impl Session {
             return Ok(false);
         }
         let since = *self.stuck_since.get_or_insert_with(Instant::now);
-        let held_too_much = self.held.len() >= HELD_MAX;
-        if (held_too_much || since.elapsed() > STUCK_AFTER) && !self.paused {
+        if since.elapsed() > STUCK_AFTER && !self.paused {
             source::set_flow(&self.consumer, &self.partitions(), Flow::Pause)?;
             self.paused = true;
+            self.board.fetching_paused();
         }
         if self.paused {
             self.poll()?;

@@ -55,6 +55,23 @@ async fn records_of_a_new_schema_wait_for_a_registry_that_is_away() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_that_waits_a_moment_for_its_schema_goes_on_being_fetched() {
+    let world = World::new().await;
+    let (proxy, url) = behind_proxy(&world).await;
+    proxy.set(Mode::Refuse);
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    // More than the session holds back.
+    feed.send(&world, &users.puts(1..=2000)).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[&url]);
+    consumer.complains("registry").await;
+    proxy.set(Mode::Forward);
+    world.shows("user_view", &users.as_view()).await;
+    assert_eq!(consumer.board.status().fetch_pauses, 0);
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_schema_id_the_registry_does_not_know_yet_is_no_dead_letter() {
     let world = World::new().await;
     let feed = user_feed(&world, 1).await;
