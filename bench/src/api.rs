@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use devstack::Step;
 use devstack::addresses::{POST_API_PORT, POST_DATABASE, USER_API_PORT, USER_DATABASE};
 use rand::RngExt;
 use serde::Serialize;
@@ -17,6 +18,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::task::JoinSet;
 
 use crate::cli::ApiOptions;
+use crate::connect::Connector;
 use crate::figures::{Spread, float};
 use crate::http_client::HttpClient;
 use crate::report;
@@ -27,6 +29,8 @@ const ROWS: i64 = 20_000;
 /// Of a page when nothing else is asked for, and one more to see whether another follows.
 const PAGE_ROWS: i64 = 101;
 const CLIENTS: [usize; 2] = [1, 64];
+/// The shipped ones.
+const CONNECTORS: [&str; 2] = ["users", "posts"];
 const READY_MAX: Duration = Duration::from_mins(1);
 
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -51,10 +55,25 @@ enum Side {
     Statement,
 }
 
+/// Whether Debezium and the consumer take new users to the view meanwhile, on the same processors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Stream {
+    Running,
+    Stopped,
+}
+
+impl Stream {
+    fn remark(self) -> &'static str {
+        if self == Self::Running { ", streamed" } else { "" }
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct Figure {
     operation: Operation,
     clients: usize,
+    stream: Stream,
     requests_per_second: Spread,
     statements_per_second: Spread,
     /// Round by round.
@@ -79,19 +98,36 @@ pub(crate) async fn run(options: &ApiOptions) -> anyhow::Result<ExitCode> {
     let servers = Servers::new()?;
     let conditions = servers.conditions().await?;
     let step = servers.progress.step("api", "preparing rows");
-    let keys = prepare().await?;
-    let duration = Duration::from_secs(options.seconds);
-    let mut figures = Vec::new();
-    for operation in OPERATIONS {
-        for clients in CLIENTS {
-            step.message(format!("{operation:?}, {clients} at once"));
-            figures.push(figure(operation, clients, duration, options.repeat, &keys).await?);
-        }
+    let bench = Bench {
+        duration: Duration::from_secs(options.seconds),
+        repeat: options.repeat,
+        keys: prepare().await?,
+        step: &step,
+    };
+    let [_, many] = CLIENTS;
+    let streamed = bench.figure(Operation::CreateUser, many, Stream::Running).await?;
+    // What Debezium and the consumer spend on a new user is no part of the service or the statement. Both
+    // connectors, since each reads the server's whole log.
+    let measured = match stop_stream(&servers).await {
+        Ok(()) => bench.figures().await,
+        Err(error) => Err(error),
+    };
+    for name in CONNECTORS {
+        Connector::resume(&servers, name).await?;
     }
+    let mut figures = measured?;
+    figures.push(streamed);
     step.done("measured");
     let api = Api { seconds_each: options.seconds, figures, conditions };
     report::write(&servers, &options.output, "api", &api, &table(&api))?;
     Ok(ExitCode::SUCCESS)
+}
+
+async fn stop_stream(servers: &Servers) -> anyhow::Result<()> {
+    for name in CONNECTORS {
+        Connector::stop(servers, name).await?;
+    }
+    Ok(())
 }
 
 fn table(api: &Api) -> String {
@@ -103,7 +139,7 @@ fn table(api: &Api) -> String {
         let Spread { median, min, max } = figure.ratio;
         format!(
             "{:<22} {:>7} {:>12.0} {:>13.0} {median:>6.2} {:>12}",
-            format!("{:?}", figure.operation),
+            format!("{:?}{}", figure.operation, figure.stream.remark()),
             figure.clients,
             figure.requests_per_second.median,
             figure.statements_per_second.median,
@@ -113,25 +149,48 @@ fn table(api: &Api) -> String {
     std::iter::once(head).chain(rows).collect::<Vec<_>>().join("\n")
 }
 
-async fn figure(
-    operation: Operation,
-    clients: usize,
+/// What figures have in common.
+struct Bench<'a> {
     duration: Duration,
     repeat: u32,
-    keys: &Keys,
-) -> anyhow::Result<Figure> {
-    let (mut requests, mut statements) = (Vec::new(), Vec::new());
-    for _ in 0..repeat {
-        requests.push(drive(Side::Service, operation, clients, duration, keys).await?);
-        statements.push(drive(Side::Statement, operation, clients, duration, keys).await?);
+    keys: Keys,
+    step: &'a Step,
+}
+
+impl Bench<'_> {
+    /// Every operation by one client and by many.
+    async fn figures(&self) -> anyhow::Result<Vec<Figure>> {
+        let mut figures = Vec::new();
+        for operation in OPERATIONS {
+            for clients in CLIENTS {
+                figures.push(self.figure(operation, clients, Stream::Stopped).await?);
+            }
+        }
+        Ok(figures)
     }
-    Ok(Figure {
-        operation,
-        clients,
-        ratio: Spread::of_ratios(&requests, &statements)?,
-        requests_per_second: Spread::of_rounds(requests)?,
-        statements_per_second: Spread::of_rounds(statements)?,
-    })
+
+    async fn figure(
+        &self,
+        operation: Operation,
+        clients: usize,
+        stream: Stream,
+    ) -> anyhow::Result<Figure> {
+        self.step.message(format!("{operation:?}, {clients} at once, stream {stream:?}"));
+        let (mut requests, mut statements) = (Vec::new(), Vec::new());
+        for _ in 0..self.repeat {
+            let drive = |side| drive(side, operation, clients, self.duration, &self.keys);
+            requests.push(drive(Side::Service).await?);
+            statements.push(drive(Side::Statement).await?);
+        }
+        Ok(Figure {
+            operation,
+            clients,
+            stream,
+            ratio: Spread::of_ratios(&requests, &statements)?,
+            requests_per_second: Spread::of_rounds(requests)?,
+            statements_per_second: Spread::of_rounds(statements)?,
+        })
+    }
 }
 
 /// How often a second, by so many clients side by side.

@@ -29,6 +29,8 @@ pub(crate) enum Contestant {
     Transactions,
     /// The consumer's batches and statements, with offsets committed to Kafka alone
     KafkaOffsets,
+    /// Each record in a transaction of its own. Slow: takes part only when it is named
+    RowByRow,
     /// Debezium JDBC sink, its best setting
     SinkTuned,
     /// Debezium JDBC sink as shipped
@@ -50,6 +52,7 @@ impl Contestant {
             Self::Sql => "SQL alone",
             Self::Transactions => "transactions alone",
             Self::KafkaOffsets => "offsets in Kafka alone",
+            Self::RowByRow => "row by row",
             Self::SinkTuned => "JDBC sink, tuned",
             Self::Sink => "JDBC sink, default",
             Self::Copy => "COPY",
@@ -61,7 +64,9 @@ impl Contestant {
 
     pub(crate) fn table(self) -> Table {
         match self {
-            Self::Ours | Self::Sql | Self::Transactions | Self::KafkaOffsets => Table::Bare,
+            Self::Ours | Self::Sql | Self::Transactions | Self::KafkaOffsets | Self::RowByRow => {
+                Table::Bare
+            }
             Self::Sink | Self::SinkTuned => Table::Sink,
             Self::Copy => Table::Copy,
             Self::OursView | Self::SqlView | Self::TransactionsView => Table::UserView,
@@ -116,7 +121,10 @@ impl Field<'_> {
             | Contestant::SqlView
             | Contestant::Transactions
             | Contestant::TransactionsView => {
-                Some(Replay::build(self.servers, self.target, contestant.table()).await?)
+                Some(Replay::build(self.servers, self.target, contestant.table(), None).await?)
+            }
+            Contestant::RowByRow => {
+                Some(Replay::build(self.servers, self.target, contestant.table(), Some(1)).await?)
             }
             _ => None,
         };
@@ -128,7 +136,9 @@ impl Field<'_> {
             Contestant::Sink => self.sink(jdbc::DEFAULT).await?,
             Contestant::SinkTuned => self.sink(self.tuned).await?,
             Contestant::Copy => timed(copy::run(self.target).await?, None),
-            Contestant::Sql | Contestant::SqlView => replayed(replay, Depth::Statements).await?,
+            Contestant::Sql | Contestant::SqlView | Contestant::RowByRow => {
+                replayed(replay, Depth::Statements).await?
+            }
             Contestant::Transactions | Contestant::TransactionsView => {
                 replayed(replay, Depth::Transactions).await?
             }

@@ -28,6 +28,8 @@ pub(crate) struct Drain {
     summaries: Vec<Summary>,
     /// How often the first is as fast as the second, round by round.
     ratios: Vec<Ratio>,
+    /// How much the first lets the server write to its log, of what the second does.
+    wal_ratios: Vec<Ratio>,
     runs: Vec<Run>,
     conditions: Conditions,
 }
@@ -65,13 +67,26 @@ const RATIOS: [(Contestant, Contestant); 10] = [
     (Contestant::OursView, Contestant::TransactionsView),
 ];
 
+const WAL_RATIOS: [(Contestant, Contestant); 2] =
+    [(Contestant::Ours, Contestant::RowByRow), (Contestant::Ours, Contestant::Copy)];
+
+/// What is compared.
+type Value = fn(&Run) -> f64;
+const SPEED: Value = |run| run.per_second;
+const WAL: Value = |run| run.wal_bytes_per_event;
+
+fn by_default() -> Vec<Contestant> {
+    let all = Contestant::value_variants().iter();
+    all.copied().filter(|each| *each != Contestant::RowByRow).collect()
+}
+
 /// Fails with 1 when rows of the consumer differ from the source's.
 pub(crate) async fn run(options: &DrainOptions) -> anyhow::Result<ExitCode> {
     let servers = Servers::new()?;
     let conditions = servers.conditions().await?;
     let contestants = match options.only.as_slice() {
-        [] => Contestant::value_variants(),
-        only => only,
+        [] => by_default(),
+        only => only.to_vec(),
     };
     if contestants.contains(&Contestant::Sink) || contestants.contains(&Contestant::SinkTuned) {
         jdbc::offer(&servers).await?;
@@ -86,7 +101,7 @@ pub(crate) async fn run(options: &DrainOptions) -> anyhow::Result<ExitCode> {
     }
     let mut runs = Vec::new();
     for round in 0..options.repeat {
-        for &contestant in contestants {
+        for &contestant in &contestants {
             runs.push(field.run(contestant, round).await?);
         }
     }
@@ -98,7 +113,8 @@ pub(crate) async fn run(options: &DrainOptions) -> anyhow::Result<ExitCode> {
         tuned: field.tuned,
         tuning,
         summaries: contestants.iter().filter_map(|&each| summary(each, &runs)).collect(),
-        ratios: RATIOS.iter().filter_map(|&(of, to)| ratio(of, to, &runs)).collect(),
+        ratios: RATIOS.iter().filter_map(|&(of, to)| ratio(of, to, &runs, SPEED)).collect(),
+        wal_ratios: WAL_RATIOS.iter().filter_map(|&(of, to)| ratio(of, to, &runs, WAL)).collect(),
         runs,
         conditions,
     };
@@ -129,10 +145,10 @@ fn summary(contestant: Contestant, runs: &[Run]) -> Option<Summary> {
 }
 
 /// Runs of one round stood under the same weather.
-fn ratio(of: Contestant, to: Contestant, runs: &[Run]) -> Option<Ratio> {
+fn ratio(of: Contestant, to: Contestant, runs: &[Run], value: Value) -> Option<Ratio> {
     let pairs = right(of, runs).filter_map(|one| {
         let other = right(to, runs).find(|other| other.round == one.round)?;
-        Some(one.per_second / other.per_second)
+        Some(value(one) / value(other))
     });
     Some(Ratio { of, to, times: Spread::of(pairs)? })
 }
@@ -158,8 +174,11 @@ fn table(drain: &Drain) -> String {
             format!("{}/{}", summary.right.0, summary.right.1),
         ));
     }
-    for Ratio { of, to, times: Spread { median, min, max } } in &drain.ratios {
-        lines.push(format!("{} / {}: {median:.2} ({min:.2}-{max:.2})", of.title(), to.title()));
+    for (what, ratios) in [("", &drain.ratios), ("WAL, ", &drain.wal_ratios)] {
+        for Ratio { of, to, times: Spread { median, min, max } } in ratios {
+            let names = format!("{what}{} / {}", of.title(), to.title());
+            lines.push(format!("{names}: {median:.2} ({min:.2}-{max:.2})"));
+        }
     }
     lines.push(format!("JDBC sink tuned: {:?}", drain.tuned));
     lines.join("\n")
@@ -195,11 +214,11 @@ mod tests {
             run(Ours, 2, 12.0, 0),
             run(Sink, 2, 4.0, 0),
         ];
-        let ours = ratio(Ours, Sink, &runs).unwrap().times;
+        let ours = ratio(Ours, Sink, &runs, SPEED).unwrap().times;
         assert_eq!((ours.min, ours.max), (2.0, 3.0));
         let sink = summary(Sink, &runs).unwrap();
         assert_eq!(sink.right, (2, 3));
         assert_eq!((sink.per_second.min, sink.per_second.max), (4.0, 5.0));
-        assert!(ratio(Ours, Contestant::Copy, &runs).is_none());
+        assert!(ratio(Ours, Contestant::Copy, &runs, SPEED).is_none());
     }
 }

@@ -1,6 +1,7 @@
 //! SQL alone: the batches the consumer would build, built beforehand, and applied by a client that
 //! talks to nobody but `PostgreSQL`.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,13 +42,18 @@ pub(crate) struct Replay {
 }
 
 impl Replay {
-    /// Reads the whole topic and folds it into batches, as the consumer does with a backlog.
+    /// Reads the whole topic and folds it into batches, as the consumer does with a backlog, or into
+    /// batches of so many records.
     pub(crate) async fn build(
         servers: &Servers,
         target: &Target,
         table: Table,
+        records_max: Option<usize>,
     ) -> anyhow::Result<Self> {
-        let library = Library::new(target, table).await?;
+        let mut library = Library::new(target, table).await?;
+        if let Some(records_max) = records_max.and_then(NonZeroUsize::new) {
+            library.settings.limits.batch_records_max = records_max;
+        }
         let topic = target.filled.topic.clone();
         let lists = tokio::task::block_in_place(|| read(servers, &topic, &library))?;
         let target = Arc::new(library.target());
