@@ -18,7 +18,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::task::JoinSet;
 
 use crate::cli::ApiOptions;
-use crate::connect::Connector;
+use crate::connect;
 use crate::figures::{Spread, float};
 use crate::http_client::HttpClient;
 use crate::report;
@@ -29,8 +29,6 @@ const ROWS: i64 = 20_000;
 /// Of a page when nothing else is asked for, and one more to see whether another follows.
 const PAGE_ROWS: i64 = 101;
 const CLIENTS: [usize; 2] = [1, 64];
-/// The shipped ones.
-const CONNECTORS: [&str; 2] = ["users", "posts"];
 const READY_MAX: Duration = Duration::from_mins(1);
 
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -106,28 +104,13 @@ pub(crate) async fn run(options: &ApiOptions) -> anyhow::Result<ExitCode> {
     };
     let [_, many] = CLIENTS;
     let streamed = bench.figure(Operation::CreateUser, many, Stream::Running).await?;
-    // What Debezium and the consumer spend on a new user is no part of the service or the statement. Both
-    // connectors, since each reads the server's whole log.
-    let measured = match stop_stream(&servers).await {
-        Ok(()) => bench.figures().await,
-        Err(error) => Err(error),
-    };
-    for name in CONNECTORS {
-        Connector::resume(&servers, name).await?;
-    }
-    let mut figures = measured?;
+    // What Debezium and the consumer spend on a new user is no part of the service or the statement.
+    let mut figures = connect::without_shipped(&servers, bench.figures()).await?;
     figures.push(streamed);
     step.done("measured");
     let api = Api { seconds_each: options.seconds, figures, conditions };
     report::write(&servers, &options.output, "api", &api, &table(&api))?;
     Ok(ExitCode::SUCCESS)
-}
-
-async fn stop_stream(servers: &Servers) -> anyhow::Result<()> {
-    for name in CONNECTORS {
-        Connector::stop(servers, name).await?;
-    }
-    Ok(())
 }
 
 fn table(api: &Api) -> String {

@@ -12,6 +12,32 @@ use crate::servers::Servers;
 const START_MAX: Duration = Duration::from_mins(2);
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// The connectors of the reference system.
+const SHIPPED: [&str; 2] = ["users", "posts"];
+
+/// Does something while the shipped connectors are stopped, and lets them go on whatever became of it. Each
+/// of them reads the whole log of the server, whoever wrote it.
+pub(crate) async fn without_shipped<T>(
+    servers: &Servers,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    let outcome = match stop_shipped(servers).await {
+        Ok(()) => work.await,
+        Err(error) => Err(error),
+    };
+    for name in SHIPPED {
+        Connector::resume(servers, name).await?;
+    }
+    outcome
+}
+
+async fn stop_shipped(servers: &Servers) -> anyhow::Result<()> {
+    for name in SHIPPED {
+        Connector::stop(servers, name).await?;
+    }
+    Ok(())
+}
+
 /// A registered connector. Say [`Connector::remove`] in the end: it has no other.
 pub(crate) struct Connector {
     url: String,

@@ -180,7 +180,9 @@ fn table(drain: &Drain) -> String {
             lines.push(format!("{names}: {median:.2} ({min:.2}-{max:.2})"));
         }
     }
-    lines.push(format!("JDBC sink tuned: {:?}", drain.tuned));
+    if !drain.tuning.is_empty() {
+        lines.push(format!("JDBC sink tuned: {:?}", drain.tuned));
+    }
     lines.join("\n")
 }
 

@@ -9,8 +9,9 @@ use anyhow::ensure;
 use serde::Serialize;
 use sqlx::AssertSqlSafe;
 
-use crate::changes::{self, WARM_UP_RECORDS};
+use crate::changes;
 use crate::cli::{Mix, StreamOptions};
+use crate::connect;
 use crate::figures::{Spread, float};
 use crate::ours::Consumer;
 use crate::report;
@@ -36,26 +37,39 @@ struct Stream {
     view_per_second: Spread,
     /// Round by round.
     view_to_topic: Spread,
+    /// From the last record in the topic to the last row in the view, of one run.
+    seconds_behind_topic: Spread,
     conditions: Conditions,
 }
 
 pub(crate) async fn run(options: &StreamOptions) -> anyhow::Result<ExitCode> {
     let servers = Servers::new()?;
     let conditions = servers.conditions().await?;
-    let (mut topic, mut view) = (Vec::new(), Vec::new());
+    let stream = connect::without_shipped(&servers, rounds(&servers, options, conditions)).await?;
+    report::write(&servers, &options.output, "stream", &stream, &table(&stream))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn rounds(
+    servers: &Servers,
+    options: &StreamOptions,
+    conditions: Conditions,
+) -> anyhow::Result<Stream> {
+    let (mut topic, mut view, mut behind) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..options.repeat {
-        topic.push(rate(&servers, options.changes, End::Topic).await?);
-        view.push(rate(&servers, options.changes, End::View).await?);
+        topic.push(run_to(servers, options.changes, End::Topic).await?.per_second);
+        let run = run_to(servers, options.changes, End::View).await?;
+        view.push(run.per_second);
+        behind.push(run.behind.as_secs_f64());
     }
-    let stream = Stream {
+    Ok(Stream {
         changes: options.changes,
         view_to_topic: Spread::of_ratios(&view, &topic)?,
         topic_per_second: Spread::of_rounds(topic)?,
         view_per_second: Spread::of_rounds(view)?,
+        seconds_behind_topic: Spread::of_rounds(behind)?,
         conditions,
-    };
-    report::write(&servers, &options.output, "stream", &stream, &table(&stream))?;
-    Ok(ExitCode::SUCCESS)
+    })
 }
 
 fn table(stream: &Stream) -> String {
@@ -67,12 +81,21 @@ fn table(stream: &Stream) -> String {
         line("into the topic, changes/s", stream.topic_per_second, 0),
         line("into the view with its counts, changes/s", stream.view_per_second, 0),
         line("view / topic", stream.view_to_topic, 2),
+        line("view complete after the topic, s", stream.seconds_behind_topic, 2),
     ]
     .join("\n")
 }
 
-/// Changes a second from the first write to the end, on a table and a topic of their own.
-async fn rate(servers: &Servers, changes: u64, end: End) -> anyhow::Result<f64> {
+/// What became of one run.
+struct Run {
+    /// Changes a second, from the first write to the end.
+    per_second: f64,
+    /// How long the view took behind the topic.
+    behind: Duration,
+}
+
+/// Streams so many changes, on a table and a topic of their own.
+async fn run_to(servers: &Servers, changes: u64, end: End) -> anyhow::Result<Run> {
     let step = servers.progress.step(format!("to the {end:?}").to_lowercase(), "preparing");
     let streaming = Streaming::start(servers, Plan::new(Mix::Mixed, changes, seed())).await?;
     let mut filled = streaming.filled.clone();
@@ -89,20 +112,19 @@ async fn rate(servers: &Servers, changes: u64, end: End) -> anyhow::Result<f64> 
     }
     step.message("streaming");
     let started = Instant::now();
-    let seconds = match &mut consumer {
-        None => {
-            changes::stream(servers, &filled, &step).await?;
-            started.elapsed()
-        }
-        Some(consumer) => {
-            let writing = changes::write_all(&filled);
+    let streaming_records = async {
+        let records = changes::stream(servers, &filled, &step).await?;
+        Ok((records, started.elapsed()))
+    };
+    let visible = async {
+        if let Some(consumer) = &mut consumer {
             let look = || std::future::ready(consumer.check());
             target.wait_until_complete(Table::UserView, look).await?;
-            let seconds = started.elapsed();
-            filled.records = filled.changes + WARM_UP_RECORDS + writing.await??;
-            seconds
         }
+        anyhow::Ok(started.elapsed())
     };
+    let ((records, in_topic), in_view) = tokio::try_join!(streaming_records, visible)?;
+    filled.records = records;
     if let Some(consumer) = consumer {
         target.expect(&filled).await?;
         let difference = target.compare(Table::UserView).await?;
@@ -110,9 +132,11 @@ async fn rate(servers: &Servers, changes: u64, end: End) -> anyhow::Result<f64> 
         consumer.stop(servers, &target).await?;
     }
     streaming.discard(servers).await?;
-    let rate = float(filled.changes) / seconds.as_secs_f64();
-    step.done(&format!("{rate:.0} changes/s"));
-    Ok(rate)
+    let end = in_topic.max(in_view);
+    let per_second = float(filled.changes) / end.as_secs_f64();
+    let behind = in_view.saturating_sub(in_topic);
+    step.done(&format!("{per_second:.0} changes/s"));
+    Ok(Run { per_second, behind })
 }
 
 async fn wait_for_a_row(target: &Target, consumer: &mut Consumer) -> anyhow::Result<()> {
