@@ -4,7 +4,7 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-Usage: connectors/register.sh [--url URL] [--timeout SECONDS] [NAME ...]
+Usage: connectors/register.sh [--watch] [--url URL] [--timeout SECONDS] [NAME ...]
 
 Registers connectors (every *.json beside this script, or the NAMEs given) with
 Kafka Connect, then waits until each connector and its task are RUNNING.
@@ -12,6 +12,9 @@ It is safe to run again: an unchanged connector is left as it is, a changed one
 is updated, and one that has failed is restarted once.
 
 Options
+  --watch            do not end, but restart what fails later as well: Connect
+                     itself never does. After a restart that did not help, the
+                     next one waits twice as long, a minute at most
   --url URL          Connect's REST address       [env CONNECT_URL, default http://127.0.0.1:8083]
   --timeout SECONDS  how long to wait in all      [env REGISTER_TIMEOUT_SECONDS, default 120]
   -h, --help         this text
@@ -47,11 +50,13 @@ die() { # CODE MESSAGE
 directory=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 url=${CONNECT_URL:-http://127.0.0.1:8083}
 timeout_seconds=${REGISTER_TIMEOUT_SECONDS:-120}
+watch=
 names=()
 
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) usage; exit 0 ;;
+    --watch) watch=yes; shift ;;
     --url | --timeout)
       [ $# -ge 2 ] || die 2 "$1 needs a value; see --help"
       if [ "$1" = --url ]; then url=$2; else timeout_seconds=$2; fi
@@ -80,6 +85,9 @@ for name in "${names[@]}"; do
   [ -f "$directory/$name.json" ] || die 2 "there is no connector \"$name\" in $directory"
 done
 
+# Between two looks, and before the second restart of a failed connector.
+watch_seconds=5
+watch_seconds_max=60
 deadline=$((SECONDS + timeout_seconds))
 http_status=000
 body=
@@ -143,12 +151,21 @@ put() { # NAME
   done
 }
 
+# Leaves in states the connector's state, then each task's, from
+# {"connector":{"state":"RUNNING",..},"tasks":[{"id":0,"state":"RUNNING",..}]
+look() { # NAME
+  call GET "/connectors/$1/status"
+  states=$(printf '%s' "$body" | grep -oE '("connector":\{|"id":[0-9]+,)"state":"[A-Z_]+"' | sed -E 's/.*"state":"([A-Z_]+)"/\1/' | tr '\n' ' ') || true
+}
+
+restart_failed() { # NAME
+  call POST "/connectors/$1/restart?includeTasks=true&onlyFailed=true"
+}
+
 wait_until_running() { # NAME
-  local name=$1 seen=0 restarted='' states
+  local name=$1 seen=0 restarted=''
   while :; do
-    call GET "/connectors/$name/status"
-    # The connector's state, then each task's: {"connector":{"state":"RUNNING",..},"tasks":[{"id":0,"state":"RUNNING",..}]
-    states=$(printf '%s' "$body" | grep -oE '("connector":\{|"id":[0-9]+,)"state":"[A-Z_]+"' | sed -E 's/.*"state":"([A-Z_]+)"/\1/' | tr '\n' ' ') || true
+    look "$name"
     case $states in
       'RUNNING RUNNING '*)
         case $states in *FAILED* | *UNASSIGNED* | *PAUSED* | *STOPPED* | *RESTARTING*) seen=0 ;; *) seen=$((seen + 1)) ;; esac
@@ -163,7 +180,7 @@ wait_until_running() { # NAME
         [ -z "$restarted" ] || die 6 "$name: FAILED also after a restart (states: ${states% }). Its trace:"$'\n'"$(text_of trace)"
         say "$name: FAILED ($(text_of trace | head -n 1)); restarting it once"
         restarted=yes
-        call POST "/connectors/$name/restart?includeTasks=true&onlyFailed=true"
+        restart_failed "$name"
         sleep 1 ;;
       *PAUSED* | *STOPPED*)
         die 5 "$name: paused or stopped by an operator (states: ${states% }); resume it: curl -X PUT $url/connectors/$name/resume" ;;
@@ -173,9 +190,50 @@ wait_until_running() { # NAME
   done
 }
 
+# Sleeps so that a signal ends the script at once.
+doze() { # SECONDS
+  sleep "$1" &
+  wait $!
+}
+
+# Restarts what has FAILED, for ever; says what changes. Per connector, in the
+# order of names: the states seen last, the pause after the next restart, when
+# the next restart may be.
+watch_over() {
+  local known=() pauses=() due=() index name
+  for index in "${!names[@]}"; do known+=(''); pauses+=("$watch_seconds"); due+=(0); done
+  say "watching ${names[*]}"
+  while :; do
+    for index in "${!names[@]}"; do
+      name=${names[index]}
+      look "$name"
+      [ -n "$states" ] || states="no answer, HTTP $http_status"
+      case $states in
+        *FAILED*)
+          if [ $SECONDS -ge "${due[index]}" ]; then
+            say "$name: FAILED ($(text_of trace | head -n 1)); restarting it"
+            restart_failed "$name"
+            due[index]=$((SECONDS + pauses[index]))
+            pauses[index]=$((pauses[index] * 2 > watch_seconds_max ? watch_seconds_max : pauses[index] * 2))
+          fi ;;
+        *)
+          [ "$states" = "${known[index]}" ] || say "$name: ${states% }"
+          # It held until the next restart would have been due.
+          [ $SECONDS -lt "${due[index]}" ] || pauses[index]=$watch_seconds ;;
+      esac
+      known[index]=$states
+    done
+    doze "$watch_seconds"
+  done
+}
+
 running=()
 wait_for_connect
 for name in "${names[@]}"; do put "$name"; running+=("$name:$polls_needed"); done
+if [ -n "$watch" ]; then
+  trap 'exit 0' INT TERM
+  watch_over
+fi
 for entry in "${running[@]}"; do
   polls_needed=${entry##*:}
   wait_until_running "${entry%:*}"

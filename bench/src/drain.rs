@@ -67,8 +67,7 @@ const RATIOS: [(Contestant, Contestant); 10] = [
     (Contestant::OursView, Contestant::TransactionsView),
 ];
 
-const WAL_RATIOS: [(Contestant, Contestant); 2] =
-    [(Contestant::Ours, Contestant::RowByRow), (Contestant::Ours, Contestant::Copy)];
+const WAL_RATIOS: [(Contestant, Contestant); 1] = [(Contestant::Ours, Contestant::RowByRow)];
 
 /// What is compared.
 type Value = fn(&Run) -> f64;

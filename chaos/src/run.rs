@@ -98,6 +98,8 @@ async fn play(
     let first = first.context("a first change did not become visible; ./dev status says more")?;
     field.history.write("ready", &json!({ "first_change_seconds": rounded(first) }));
 
+    // A part of the system, not of the faults: see docs/operations.md.
+    let _watch = field.stack.watch_connectors()?;
     let watcher = Watcher::start(Arc::clone(field), marker.first_ids());
     let shared = Shared::new(run.clone(), marker.users.clone());
     let writers = Writers::start(&sources.users, &sources.posts, shared, seed, cli.rate)?;

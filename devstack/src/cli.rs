@@ -121,7 +121,11 @@ pub(crate) enum Verb {
         args: Vec<String>,
     },
     /// Register the connectors and wait until they run
-    Register,
+    Register {
+        /// Do not end, but start again what fails later: Connect does not do it by itself
+        #[arg(long)]
+        watch: bool,
+    },
     /// Start one process
     Start { service: Service },
     /// Stop one process

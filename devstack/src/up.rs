@@ -1,10 +1,10 @@
 //! The whole stack up and down: what depends on what, and what may happen side by side.
 
-use std::fs;
+use std::fs::{self, File};
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -108,10 +108,26 @@ impl Stack {
 
     /// Registers the connectors and waits until they and their tasks run.
     pub async fn register(&self, progress: &Progress) -> Result<(), StackError> {
-        let mut command = Command::new(self.places.root.join("connectors/register.sh"));
-        command.env("CONNECT_SECRETS_FILE", connect_secrets_file(&self.places));
+        let command = self.register_command();
         self.step("connectors", command, REGISTER_DEADLINE, "registered and running", progress)
             .await
+    }
+
+    /// `connectors/register.sh` for this stack.
+    pub fn register_command(&self) -> Command {
+        let mut command = Command::new(self.places.root.join("connectors/register.sh"));
+        command.env("CONNECT_SECRETS_FILE", connect_secrets_file(&self.places));
+        command
+    }
+
+    /// Registers the connectors and starts again what fails of them, which Connect does not do by itself,
+    /// until the returned process is dropped. What it says goes to the log `watch`.
+    pub fn watch_connectors(&self) -> Result<Child, StackError> {
+        let path = self.places.log("watch");
+        let log = File::create(&path).map_err(StackError::file(&path))?;
+        let mut command = self.register_command();
+        command.arg("--watch").stdin(Stdio::null()).stdout(log).kill_on_drop(true);
+        command.spawn().map_err(StackError::file(&self.places.root))
     }
 
     /// A topic that has a partition on the broker's disk needs no slow question.

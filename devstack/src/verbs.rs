@@ -62,7 +62,11 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let error = command.current_dir(&cli.caller_directory).exec();
             return Err(error).context("cannot run psql; install PostgreSQL's client");
         }
-        Verb::Register => stack.register(&progress).await?,
+        Verb::Register { watch: false } => stack.register(&progress).await?,
+        Verb::Register { watch: true } => {
+            let error = stack.register_command().arg("--watch").as_std_mut().exec();
+            return Err(error).context("cannot run connectors/register.sh");
+        }
         Verb::Start { service } => {
             stack.start(service).await?;
         }

@@ -191,7 +191,7 @@ fn the_topics_are_made_as_in_the_local_stack() {
 #[test]
 fn every_service_is_limited_watched_and_pinned() {
     let compose = Compose::read();
-    let steps = ["migrate", "create-topics", "register-connectors", "shell"];
+    let steps = ["migrate", "create-topics", "shell"];
     for (name, service) in compose.services() {
         assert!(service["mem_limit"].is_string(), "{name} has no memory limit");
         assert!(service["logging"]["options"]["max-size"].is_string(), "{name} logs without end");

@@ -67,6 +67,34 @@ async fn nothing_is_lost_when_a_connector_is_restarted() {
     .await;
 }
 
+/// Connect never starts a failed task again: `register.sh --watch` beside it does.
+#[tokio::test]
+async fn tasks_that_failed_while_the_registry_was_away_go_on_when_it_is_back() {
+    with_system(async |system: System| {
+        let _watch = system.stack.watch_connectors().unwrap();
+        system.stack.stop(Service::Registry).await.unwrap();
+        // New tasks ask for their schemas with their first change, which a heartbeat brings.
+        system.stack.restart(Service::Connect).await.unwrap();
+        until("a task has FAILED", RECOVERY_DEADLINE, async || match system.connectors().await {
+            Err(status) if status.contains("FAILED") => Ok(()),
+            seen => Err(format!("{seen:?}")),
+        })
+        .await;
+        let (id, _) = create_user(&system).await;
+
+        system.stack.start(Service::Registry).await.unwrap();
+        let started = Instant::now();
+        connectors_run(&system).await;
+        let url = system.http.posts(&format!("/users/{id}"));
+        system.http.visible(&url, RECOVERY_DEADLINE, |answer| answer.status == 200).await;
+        system
+            .report
+            .time("registry started to the row written meanwhile visible", started.elapsed());
+        system.views_equal(RECOVERY_DEADLINE).await;
+    })
+    .await;
+}
+
 async fn check(service: Service) {
     with_system(async |system: System| {
         let load = Load::start(&system).await;
