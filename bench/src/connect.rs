@@ -16,7 +16,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const SHIPPED: [&str; 2] = ["users", "posts"];
 
 /// Does something while the shipped connectors are stopped, and lets them go on whatever became of it. Each
-/// of them reads the whole log of the server, whoever wrote it.
+/// of them reads the whole log of the server, whoever wrote it. Their slots keep that log meanwhile: more
+/// than `max_slot_wal_keep_size`, and the server gives them up.
 pub(crate) async fn without_shipped<T>(
     servers: &Servers,
     work: impl Future<Output = anyhow::Result<T>>,

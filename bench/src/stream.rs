@@ -11,7 +11,6 @@ use sqlx::AssertSqlSafe;
 
 use crate::changes;
 use crate::cli::{Mix, StreamOptions};
-use crate::connect;
 use crate::figures::{Spread, float};
 use crate::ours::Consumer;
 use crate::report;
@@ -45,7 +44,7 @@ struct Stream {
 pub(crate) async fn run(options: &StreamOptions) -> anyhow::Result<ExitCode> {
     let servers = Servers::new()?;
     let conditions = servers.conditions().await?;
-    let stream = connect::without_shipped(&servers, rounds(&servers, options, conditions)).await?;
+    let stream = rounds(&servers, options, conditions).await?;
     report::write(&servers, &options.output, "stream", &stream, &table(&stream))?;
     Ok(ExitCode::SUCCESS)
 }
