@@ -26,10 +26,12 @@ pub(crate) async fn without_shipped<T>(
         Ok(()) => work.await,
         Err(error) => Err(error),
     };
+    let mut resumed = Ok(());
     for name in SHIPPED {
-        Connector::resume(servers, name).await?;
+        resumed = resumed.and(Connector::resume(servers, name).await);
     }
-    outcome
+    let outcome = outcome?;
+    resumed.map(|()| outcome)
 }
 
 async fn stop_shipped(servers: &Servers) -> anyhow::Result<()> {
