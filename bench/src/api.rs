@@ -56,25 +56,12 @@ enum Side {
     Statement,
 }
 
-/// Whether Debezium and the consumer take new users to the view meanwhile, on the same processors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum Stream {
-    Running,
-    Stopped,
-}
-
-impl Stream {
-    fn remark(self) -> &'static str {
-        if self == Self::Running { ", streamed" } else { "" }
-    }
-}
-
 #[derive(Debug, Serialize)]
 struct Figure {
     operation: Operation,
     clients: usize,
-    stream: Stream,
+    /// Debezium and the consumer took new users to the view meanwhile, on the same processors.
+    streamed: bool,
     requests_per_second: Spread,
     statements_per_second: Spread,
     /// Round by round.
@@ -113,7 +100,7 @@ pub(crate) async fn run(options: &ApiOptions) -> anyhow::Result<ExitCode> {
         step: &step,
     };
     let [_, many] = CLIENTS;
-    let streamed = bench.figure(Operation::CreateUser, many, Stream::Running).await?;
+    let streamed = bench.figure(Operation::CreateUser, many, true).await?;
     let mut figures = bench.figures(&servers).await?;
     figures.push(streamed);
     step.done("measured");
@@ -131,7 +118,7 @@ fn table(api: &Api) -> String {
         let Spread { median, min, max } = figure.ratio;
         format!(
             "{:<22} {:>7} {:>12.0} {:>13.0} {median:>6.2} {:>12}",
-            format!("{:?}{}", figure.operation, figure.stream.remark()),
+            format!("{:?}{}", figure.operation, if figure.streamed { ", streamed" } else { "" }),
             figure.clients,
             figure.requests_per_second.median,
             figure.statements_per_second.median,
@@ -155,7 +142,7 @@ impl Bench<'_> {
         let mut figures = Vec::new();
         for operation in OPERATIONS {
             for clients in CLIENTS {
-                let figure = self.figure(operation, clients, Stream::Stopped);
+                let figure = self.figure(operation, clients, false);
                 figures.push(match operation {
                     // What Debezium and the consumer spend on a new user is no part of the service or
                     // the statement.
@@ -171,9 +158,9 @@ impl Bench<'_> {
         &self,
         operation: Operation,
         clients: usize,
-        stream: Stream,
+        streamed: bool,
     ) -> anyhow::Result<Figure> {
-        self.step.message(format!("{operation:?}, {clients} at once, stream {stream:?}"));
+        self.step.message(format!("{operation:?}, {clients} at once"));
         let (mut requests, mut statements) = (Vec::new(), Vec::new());
         for _ in 0..self.repeat {
             let drive = |side| drive(side, operation, clients, self.duration, &self.keys);
@@ -183,7 +170,7 @@ impl Bench<'_> {
         Ok(Figure {
             operation,
             clients,
-            stream,
+            streamed,
             ratio: Spread::of_ratios(&requests, &statements)?,
             requests_per_second: Spread::of_rounds(requests)?,
             statements_per_second: Spread::of_rounds(statements)?,

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use devstack::addresses::CONNECTORS;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::Value as Json;
 
@@ -11,9 +12,6 @@ use crate::servers::Servers;
 /// For a connector to begin its work.
 const START_MAX: Duration = Duration::from_mins(2);
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// The connectors of the reference system.
-const SHIPPED: [&str; 2] = ["users", "posts"];
 
 /// Does something while the shipped connectors are stopped, and lets them go on whatever became of it. Each
 /// of them reads the whole log of the server, whoever wrote it. Their slots keep that log meanwhile: more
@@ -27,7 +25,7 @@ pub(crate) async fn without_shipped<T>(
         Err(error) => Err(error),
     };
     let mut resumed = Ok(());
-    for name in SHIPPED {
+    for name in CONNECTORS {
         resumed = resumed.and(Connector::resume(servers, name).await);
     }
     let outcome = outcome?;
@@ -35,7 +33,7 @@ pub(crate) async fn without_shipped<T>(
 }
 
 async fn stop_shipped(servers: &Servers) -> anyhow::Result<()> {
-    for name in SHIPPED {
+    for name in CONNECTORS {
         Connector::stop(servers, name).await?;
     }
     Ok(())

@@ -20,12 +20,10 @@ pub(crate) async fn run(
     let has = |words: &[&str]| arguments.iter().any(|argument| words.contains(&argument.as_str()));
     let serverless = has(&["-h", "--help", "help", "plot"]);
     let whole_system = has(&["all", "api", "latency", "load"]);
-    // These write gigabytes of log. Without the services' heartbeats the slots of the shipped connectors would
-    // stay behind, until the server gives them up.
-    let writes_much = has(&["drain", "shapes", "stream"]);
     if !serverless {
-        let extent = if whole_system || writes_much { Extent::Everything } else { Extent::Servers };
-        stack.up(extent, progress).await?;
+        // All of it, whatever is measured: benches write gigabytes of log, and without the services' heartbeats
+        // the slots of the shipped connectors would stay behind, until the server gives them up.
+        stack.up(Extent::Everything, progress).await?;
     }
     let programs = build(stack)?;
     if !serverless && whole_system {

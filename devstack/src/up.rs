@@ -127,7 +127,7 @@ impl Stack {
         let log = File::create(&path).map_err(StackError::file(&path))?;
         let mut command = self.register_command();
         command.arg("--watch").stdin(Stdio::null()).stdout(log).kill_on_drop(true);
-        command.spawn().map_err(StackError::file(&self.places.root))
+        command.spawn().map_err(StackError::file(&self.places.root.join("connectors/register.sh")))
     }
 
     /// A topic that has a partition on the broker's disk needs no slow question.
