@@ -142,8 +142,9 @@ put() { # NAME
     case $http_status in
       201) say "$1: created"; polls_needed=2; return ;;
       200) say "$1: already there, configuration set"; polls_needed=3; return ;;
-      # 409: the workers are rebalancing. 5xx and 000: starting or gone for a moment.
-      409 | 5* | 000)
+      # 409: the workers are rebalancing. 404, 5xx and 000: starting or gone for a moment;
+      # a worker that starts answers 404 to everything before it has its REST resources.
+      404 | 409 | 5* | 000)
         [ $SECONDS -lt $deadline ] || die 3 "$1: Connect did not take the configuration in time (HTTP $http_status: $(text_of message))"
         sleep 0.5 ;;
       *) die 4 "$1: Connect refused the configuration (HTTP $http_status): $(text_of message)" ;;

@@ -1,13 +1,14 @@
 //! `kill -9` of one process at a time while writes go on. Started again, the system mends itself:
 //! what was acknowledged is in the source, and the views equal the source.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use devstack::Service;
 use devstack::addresses::CONNECTORS;
 use reqwest::Method;
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::load::Load;
 use crate::system::{EMAIL_DOMAIN, System, with_system};
@@ -15,6 +16,11 @@ use crate::wait::until;
 
 /// From the restart of what was killed until everything is as if nothing had happened.
 const RECOVERY_DEADLINE: Duration = Duration::from_secs(90);
+
+/// Registrations that begin one after another while the worker closes its port, so that some have seen
+/// it run and find it gone.
+const REGISTRATIONS: usize = 12;
+const BETWEEN_REGISTRATIONS: Duration = Duration::from_millis(20);
 
 #[tokio::test]
 async fn nothing_is_lost_when_the_consumer_is_killed() {
@@ -91,6 +97,35 @@ async fn tasks_that_failed_while_the_registry_was_away_go_on_when_it_is_back() {
             .report
             .time("registry started to the row written meanwhile visible", started.elapsed());
         system.views_equal(RECOVERY_DEADLINE).await;
+    })
+    .await;
+}
+
+/// A worker that starts opens its port before it has its REST resources: HTTP 404 for all of them.
+#[tokio::test]
+async fn registering_waits_for_connect_whenever_it_restarts() {
+    with_system(async |system: System| {
+        let registrations = async {
+            let mut running = Vec::new();
+            for _ in 0..REGISTRATIONS {
+                let mut command = system.stack.register_command();
+                let command = command.stdin(Stdio::null()).stdout(Stdio::piped());
+                running.push(command.stderr(Stdio::piped()).spawn().unwrap());
+                sleep(BETWEEN_REGISTRATIONS).await;
+            }
+            running
+        };
+        let restart = async {
+            sleep(BETWEEN_REGISTRATIONS * 5).await;
+            system.stack.restart(Service::Connect).await
+        };
+        let (running, restarted) = tokio::join!(registrations, restart);
+        restarted.unwrap();
+        for registration in running {
+            let output = registration.wait_with_output().await.unwrap();
+            assert!(output.status.success(), "{output:?}");
+        }
+        connectors_run(&system).await;
     })
     .await;
 }
