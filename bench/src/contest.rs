@@ -136,9 +136,8 @@ impl Field<'_> {
             Contestant::Sink => self.sink(jdbc::DEFAULT).await?,
             Contestant::SinkTuned => self.sink(self.tuned).await?,
             Contestant::Copy => timed(copy::run(self.target).await?, None),
-            Contestant::Sql | Contestant::SqlView | Contestant::RowByRow => {
-                replayed(replay, Depth::Statements).await?
-            }
+            Contestant::Sql | Contestant::SqlView => replayed(replay, Depth::Statements).await?,
+            Contestant::RowByRow => replayed(replay, Depth::Upserts).await?,
             Contestant::Transactions | Contestant::TransactionsView => {
                 replayed(replay, Depth::Transactions).await?
             }

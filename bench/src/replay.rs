@@ -28,6 +28,8 @@ use crate::topic::{self, PARTITIONS};
 pub(crate) enum Depth {
     /// The statements that change rows, prepared, in transactions of the same size; nothing else.
     Statements,
+    /// Each record by itself, with `insert ... on conflict do update`, as a simple consumer does.
+    Upserts,
     /// The whole transaction of a batch: the fence with the offsets, and the look for parked keys.
     Transactions,
 }
@@ -132,7 +134,9 @@ async fn write(
                     Attempt::Fenced => bail!("the fence held a prepared batch back"),
                 }
             }
-            Depth::Statements => statements(&mut connection, &target.statements, batch).await?,
+            Depth::Statements | Depth::Upserts => {
+                statements(&mut connection, &target.statements, batch, depth).await?;
+            }
         }
     }
     Ok(())
@@ -143,6 +147,7 @@ pub(crate) async fn statements(
     connection: &mut PgConnection,
     all: &[Statements],
     batch: &Batch,
+    depth: Depth,
 ) -> anyhow::Result<()> {
     let mut tx = connection.begin().await?;
     for (view, statements) in batch.views.iter().zip(all) {
@@ -160,7 +165,11 @@ pub(crate) async fn statements(
             query.fetch_one(&mut *tx).await?;
         }
         if !upserts.is_empty() {
-            let query = bind(&statements.upsert, view, view.rows().width(), &upserts);
+            let statement = match depth {
+                Depth::Upserts => &statements.upsert,
+                Depth::Statements | Depth::Transactions => &statements.merge,
+            };
+            let query = bind(statement, view, view.rows().width(), &upserts);
             query.execute(&mut *tx).await?;
         }
     }

@@ -68,13 +68,20 @@ impl Database {
     ///
     /// Each batch is planned for its own size and for the tables as they are. A plan that is kept was made for
     /// the first batches, often of an empty table, where reading it whole is cheapest; every later batch
-    /// then reads a table whole that has grown, and applies a twentieth of the rows a second.
+    /// then reads a table whole that has grown, and applies a twentieth of the rows a second. A batch is looked
+    /// up row by row in an index, however much cheaper reading the table whole may seem: the server's guess of
+    /// that is off by more than the difference, and rows stay in the order of their keys.
     pub async fn connect_writer(
         &self,
         generation: Generation,
     ) -> Result<PgConnection, DatabaseError> {
         let options = self.options_of(generation);
-        self.connect_with(&options.options([("plan_cache_mode", "force_custom_plan")])).await
+        let options = options.options([
+            ("plan_cache_mode", "force_custom_plan"),
+            ("enable_hashjoin", "off"),
+            ("enable_mergejoin", "off"),
+        ]);
+        self.connect_with(&options).await
     }
 
     /// The options of a connection that finds unqualified names in a generation.

@@ -35,6 +35,7 @@ pub mod quarantine;
 pub mod sql;
 pub mod sweep;
 mod untold;
+mod upsert;
 mod write;
 pub mod writer;
 

@@ -7,12 +7,16 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use crate::catalog::{LAST_PROCESSED_AT, SOURCE_EPOCH, SOURCE_LSN, Table};
+use crate::catalog::{SOURCE_EPOCH, SOURCE_LSN, Table};
+use crate::upsert;
 
 /// The statements of one view.
 #[derive(Debug, Clone)]
 pub struct Statements {
+    /// Writes rows whose keys nobody else writes meanwhile.
     /// Parameters: one `text[]` per column, then epochs `int[]`, LSNs `bigint[]`.
+    pub merge: Arc<str>,
+    /// The same whoever else writes; more work.
     pub upsert: Arc<str>,
     /// Parameters: one `text[]` per key column, then epochs, LSNs. Returns how many were stale.
     pub delete: Arc<str>,
@@ -32,7 +36,8 @@ pub struct Statements {
 impl Statements {
     pub fn new(table: &Table) -> Self {
         Self {
-            upsert: upsert(table, &[]).into(),
+            merge: upsert::merge(table, &[]).into(),
+            upsert: upsert::upsert(table, &[]).into(),
             delete: delete(table).into(),
             erase: erase(table).into(),
             truncate: truncate(table).map(Into::into),
@@ -42,37 +47,43 @@ impl Statements {
         }
     }
 
-    /// An upsert that leaves columns out: a new row gets their default, an existing one keeps its values.
+    /// [`Self::merge`] that leaves columns out: a new row gets their default, an existing one keeps its
+    /// values.
+    pub fn merge_without(&self, omitted: &[usize]) -> Arc<str> {
+        upsert::merge(&self.table, omitted).into()
+    }
+
+    /// [`Self::upsert`] that leaves columns out.
     pub fn upsert_without(&self, omitted: &[usize]) -> Arc<str> {
-        upsert(&self.table, omitted).into()
+        upsert::upsert(&self.table, omitted).into()
     }
 
     /// An update of rows whose `kept` columns the source did not send. Parameters: one `text[]` per
     /// column not kept, then epochs, LSNs. Returns per input row: its number from 1, whether it was
     /// applied, and whether a newer state of its key is known.
     pub fn partial(&self, kept: &[usize]) -> Arc<str> {
-        partial(&self.table, kept).into()
+        upsert::partial(&self.table, kept).into()
     }
 }
 
 /// The number of an input row, under a name that no column of a view has.
-const ROW: &str = "\"row of the batch\"";
+pub(crate) const ROW: &str = "\"row of the batch\"";
 
 /// `"name"` with quotes doubled.
 pub(crate) fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-fn deleted_table(table: &Table) -> String {
+pub(crate) fn deleted_table(table: &Table) -> String {
     quote(&format!("{}_deleted", table.name))
 }
 
-fn names(table: &Table, columns: impl Iterator<Item = usize>) -> Vec<String> {
+pub(crate) fn names(table: &Table, columns: impl Iterator<Item = usize>) -> Vec<String> {
     columns.map(|column| quote(table.column_name(column))).collect()
 }
 
 /// `a.k1 = b.k1 and a.k2 = b.k2`: PostgreSQL's equality, which is looser than Rust's for some types.
-fn key_equal(table: &Table, one: &str, other: &str) -> String {
+pub(crate) fn key_equal(table: &Table, one: &str, other: &str) -> String {
     let keys = names(table, table.key_columns());
     let pairs: Vec<_> = keys.iter().map(|key| format!("{one}.{key} = {other}.{key}")).collect();
     pairs.join(" and ")
@@ -91,17 +102,10 @@ fn key_identical(table: &Table, one: &str, other: &str) -> String {
     pairs.join(" and ")
 }
 
-/// Columns an update writes: the key, too, where an equal one may be spelled differently.
-fn updated(table: &Table, omitted: &[usize]) -> Vec<String> {
-    let keys = table.key_columns().filter(|_| table.key_equality_is_loose());
-    let columns = keys.chain(table.value_columns()).filter(|column| !omitted.contains(column));
-    names(table, columns)
-}
-
 /// The input arrays as rows of the table's types, numbered by [`ROW`]. With keys that PostgreSQL may call
 /// equal although their text differs, only the newest row of each key: `on conflict` must not meet one
 /// twice.
-fn input(table: &Table, columns: &[usize]) -> String {
+pub(crate) fn input(table: &Table, columns: &[usize]) -> String {
     let width = columns.len();
     let mut arrays = String::new();
     let mut inputs = String::new();
@@ -137,43 +141,6 @@ fn cast(table: &Table, column: usize, value: &str) -> String {
         Some(target) => format!("{value}::{}", target.cast),
         None => value.to_owned(),
     }
-}
-
-fn upsert(table: &Table, omitted: &[usize]) -> String {
-    let columns: Vec<usize> =
-        (0..table.width()).filter(|column| !omitted.contains(column)).collect();
-    let column_names = names(table, columns.iter().copied());
-    let keys = names(table, table.key_columns()).join(", ");
-    let all = column_names.join(", ");
-    let selected: Vec<_> = column_names.iter().map(|name| format!("s.{name}")).collect();
-    let mut set = updated(table, omitted);
-    set.extend([SOURCE_EPOCH.to_owned(), SOURCE_LSN.to_owned()]);
-    let (stamp, stamped) = if table.stamped {
-        set.push(LAST_PROCESSED_AT.to_owned());
-        (format!(", {LAST_PROCESSED_AT}"), ", now()")
-    } else {
-        (String::new(), "")
-    };
-    let set: Vec<_> = set.iter().map(|name| format!("{name} = excluded.{name}")).collect();
-    format!(
-        "insert into {table} as t ({all}, {SOURCE_EPOCH}, {SOURCE_LSN}{stamp}) \
-         select {selected}, s.{SOURCE_EPOCH}, s.{SOURCE_LSN}{stamped} \
-         from ({input}) as s \
-         where not exists (select from {deleted} d where {same_key} \
-         and (d.{SOURCE_EPOCH}, d.{SOURCE_LSN}) > (s.{SOURCE_EPOCH}, s.{SOURCE_LSN})) \
-         and not exists (select from cdc_floor f where f.view_name = {view} \
-         and (f.{SOURCE_EPOCH}, f.{SOURCE_LSN}) > (s.{SOURCE_EPOCH}, s.{SOURCE_LSN})) \
-         order by {keys} \
-         on conflict ({keys}) do update set {set} \
-         where (t.{SOURCE_EPOCH}, t.{SOURCE_LSN}) <= (excluded.{SOURCE_EPOCH}, excluded.{SOURCE_LSN})",
-        table = quote(&table.name),
-        selected = selected.join(", "),
-        input = input(table, &columns),
-        deleted = deleted_table(table),
-        same_key = key_equal(table, "d", "s"),
-        view = literal(&table.name),
-        set = set.join(", "),
-    )
 }
 
 /// Remembers the keys, then removes the rows. A key is remembered even when its row is not there: the
@@ -226,36 +193,6 @@ fn erase(table: &Table) -> String {
         removed = removed.join(", "),
         remembered_key = key_equal(table, "d", "t"),
         deleted = deleted_table(table),
-    )
-}
-
-fn partial(table: &Table, kept: &[usize]) -> String {
-    let columns: Vec<usize> = (0..table.width()).filter(|column| !kept.contains(column)).collect();
-    let mut set = updated(table, kept);
-    set.extend([SOURCE_EPOCH.to_owned(), SOURCE_LSN.to_owned()]);
-    let mut set: Vec<_> = set.iter().map(|name| format!("{name} = s.{name}")).collect();
-    if table.stamped {
-        set.push(format!("{LAST_PROCESSED_AT} = now()"));
-    }
-    format!(
-        "with s as materialized ({input}), \
-         done as (update {table} t set {set} from s where {same_row} \
-         and (t.{SOURCE_EPOCH}, t.{SOURCE_LSN}) <= (s.{SOURCE_EPOCH}, s.{SOURCE_LSN}) \
-         returning s.{ROW}) \
-         select s.{ROW}, exists (select from done where done.{ROW} = s.{ROW}) as applied, \
-         exists (select from {table} t where {same_row}) \
-         or exists (select from {deleted} d where {same_deleted} \
-         and (d.{SOURCE_EPOCH}, d.{SOURCE_LSN}) > (s.{SOURCE_EPOCH}, s.{SOURCE_LSN})) \
-         or exists (select from cdc_floor f where f.view_name = {view} \
-         and (f.{SOURCE_EPOCH}, f.{SOURCE_LSN}) > (s.{SOURCE_EPOCH}, s.{SOURCE_LSN})) as known \
-         from s",
-        input = input(table, &columns),
-        table = quote(&table.name),
-        set = set.join(", "),
-        same_row = key_equal(table, "t", "s"),
-        deleted = deleted_table(table),
-        same_deleted = key_equal(table, "d", "s"),
-        view = literal(&table.name),
     )
 }
 
@@ -333,7 +270,7 @@ pub fn prune(table: &Table) -> String {
     )
 }
 
-fn literal(text: &str) -> String {
+pub(crate) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
@@ -350,9 +287,8 @@ mod tests {
         let table =
             Table::sample("Odd \" table", 2, &[("a", "int8"), ("B\"", "text"), ("v", "text")]);
         let statements = Statements::new(&table);
-        assert!(
-            statements.upsert.starts_with("insert into \"Odd \"\" table\" as t (\"a\", \"B\"\"\"")
-        );
+        assert!(statements.merge.starts_with("merge into \"Odd \"\" table\" as t using"));
+        assert!(statements.merge.contains("then insert (\"a\", \"B\"\"\""));
         assert!(statements.delete.contains("t.\"a\" = g.\"a\" and t.\"B\"\"\" = g.\"B\"\"\""));
     }
 
@@ -360,26 +296,16 @@ mod tests {
     fn a_column_may_have_any_short_name() {
         let columns = [("k", "citext"), ("n", "int8"), ("t", "text"), ("u", "text")];
         let statements = Statements::new(&Table::sample("s", 1, &columns));
-        assert!(!statements.upsert.contains(".n") && !statements.partial(&[2]).contains(".n "));
+        assert!(!statements.merge.contains(".n") && !statements.partial(&[2]).contains(".n "));
         assert!(statements.partial(&[2]).contains("select s.\"row of the batch\", "));
-    }
-
-    #[test]
-    fn a_column_the_record_does_not_know_is_neither_inserted_nor_overwritten() {
-        let table = Table::sample("t", 1, &[("k", "int8"), ("old", "text"), ("new", "text")]);
-        let statements = Statements::new(&table);
-        assert!(statements.upsert.contains("\"new\""));
-        let older = statements.upsert_without(&[2]);
-        assert!(older.contains("\"old\" = excluded.\"old\""));
-        assert!(!older.contains("\"new\""));
     }
 
     #[test]
     fn keys_with_loose_equality_are_folded_by_postgresql() {
         let strict = Statements::new(&Table::sample("t", 1, &[("k", "int8"), ("v", "text")]));
         let loose = Statements::new(&Table::sample("t", 1, &[("k", "citext"), ("v", "text")]));
-        assert!(!strict.upsert.contains("distinct on"));
-        assert!(loose.upsert.contains("distinct on (\"k\")"));
+        assert!(!strict.merge.contains("distinct on"));
+        assert!(loose.merge.contains("distinct on (\"k\")"));
         assert!(loose.delete.contains("distinct on (\"k\")"));
     }
 }

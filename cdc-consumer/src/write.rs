@@ -182,13 +182,21 @@ impl ViewWork<'_> {
         omitted: &[usize],
         entries: &[Entry],
     ) -> Result<u64, ApplyError> {
-        let statement = match omitted {
-            [] => Arc::clone(&self.statements().upsert),
-            omitted => self.statements().upsert_without(omitted),
+        let statement = match (omitted, self.alone()) {
+            ([], true) => Arc::clone(&self.statements().merge),
+            ([], false) => Arc::clone(&self.statements().upsert),
+            (omitted, true) => self.statements().merge_without(omitted),
+            (omitted, false) => self.statements().upsert_without(omitted),
         };
         let query = self.bind(statement, &self.all_but(omitted), entries);
         let done = query.execute(&mut **tx).await.map_err(|source| self.write_error(source))?;
         Ok(done.rows_affected())
+    }
+
+    /// Whether nobody else writes rows of these keys: the fence says so, of the partitions it holds. A key may
+    /// come through two of them since some were added; what that breaks is done again with more care.
+    fn alone(&self) -> bool {
+        self.care == Care::Sets && !self.claims.is_empty()
     }
 
     fn all_but(&self, omitted: &[usize]) -> Vec<usize> {

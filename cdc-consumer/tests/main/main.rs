@@ -6,6 +6,7 @@
 mod harness;
 
 mod commits;
+mod dead_letters;
 mod deadlocks;
 mod declarations;
 mod epochs;

@@ -3,10 +3,10 @@
 
 use serde_json::{Value as Json, json};
 
-use crate::harness::World;
 use crate::harness::consumer::Consumer;
 use crate::harness::feed::{Event, Feed};
 use crate::harness::source::{Users, user_feed, user_views};
+use crate::harness::{SOON, World, wait_until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_old_delete_sent_again_removes_nothing_newer() {
@@ -64,6 +64,48 @@ async fn an_old_change_that_keeps_values_is_stale() {
     world.drained(&feed.topic, 1).await;
     world.shows("note", &[note("three", "long")]).await;
     assert_eq!(consumer.stop().await.stale, 1);
+}
+
+/// As after partitions were added, when changes of a key come through two of them: the writer's look finds no
+/// row, its insert meets one. The newer change stays, whoever wrote it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_another_transaction_adds_meanwhile_show_the_newest_change() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    feed.send(&world, &users.puts(1..=1)).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    world.shows("user_view", &users.as_view()).await;
+
+    let add = |id: i64, lsn: &str| {
+        format!(
+            "insert into user_view (user_id, name, email, department, status, created_at,
+                updated_at, version, source_epoch, source_lsn)
+            select {id}, 'another', email, department, status, created_at,
+                updated_at, version, source_epoch, {lsn}
+            from user_view where user_id = 1"
+        )
+    };
+    let mut other = world.db().await;
+    let rows = format!("begin; {}; {}", add(2, "source_lsn"), add(3, "source_lsn + 1000000"));
+    sqlx::raw_sql(sqlx::AssertSqlSafe(rows)).execute(&mut other).await.unwrap();
+    feed.send(&world, &users.puts(2..=4)).await;
+    let waiting = "select count(*) from pg_stat_activity
+        where datname = current_database() and wait_event_type = 'Lock'";
+    wait_until("the writer to wait", SOON, || async {
+        let count = world.text(waiting).await;
+        if count == "1" { Ok(()) } else { Err(format!("{count} are waiting")) }
+    })
+    .await;
+    sqlx::raw_sql("commit").execute(&mut other).await.unwrap();
+    world.drained(&feed.topic, 1).await;
+    let newest = "select string_agg(user_id || ' ' || (name = 'another'), ', ' order by user_id)
+        from user_view";
+    assert_eq!(world.text(newest).await, "1 false, 2 false, 3 true, 4 false");
+    assert_eq!(world.dead_letters().await, [""; 0]);
+    world.counts_are_right().await;
+    let outcome = consumer.stop().await;
+    assert_eq!((outcome.applied, outcome.stale), (3, 1), "{outcome:?}");
 }
 
 /// Rows of a table of two partitions, and a tombstone whose delete compaction took away.

@@ -1,0 +1,135 @@
+//! `cdc-consumer dead-letters`, as an operator uses it beside a running consumer.
+
+use std::path::PathBuf;
+
+use cdc_consumer::cli::{Cli, Command};
+use cdc_consumer::dead_letters;
+use clap::Parser;
+use serde_json::{Value as Json, json};
+
+use crate::harness::consumer::Consumer;
+use crate::harness::feed::{Event, Feed};
+use crate::harness::{SOON, World, wait_until};
+
+/// `cdc-consumer dead-letters` with these arguments; returns what it printed.
+async fn dead_letters(world: &World, arguments: &[&str]) -> anyhow::Result<String> {
+    let database =
+        format!("--consumer-database-url={}", world.consumer_url(&world.database_address()));
+    let command = ["cdc-consumer", "dead-letters"];
+    let cli = Cli::try_parse_from(command.iter().chain(arguments).chain(&[database.as_str()]))?;
+    let Command::DeadLetters(command) = cli.command else { panic!("dead letters") };
+    let mut out = Vec::new();
+    dead_letters::execute(&command, &mut out).await?;
+    Ok(String::from_utf8(out)?)
+}
+
+/// `dead-letters retry` of the oldest one.
+async fn retry(world: &World, views: &str) -> anyhow::Result<String> {
+    let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.toml", world.name));
+    std::fs::write(&file, views)?;
+    let id = world.text("select min(id) from cdc_dead_letter").await;
+    let (views, brokers, registry) = (
+        format!("--views-file={}", file.display()),
+        format!("--kafka-brokers={}", world.brokers),
+        format!("--schema-registry-url={}", world.registry),
+    );
+    dead_letters(world, &["retry", &id, &views, &brokers, &registry]).await
+}
+
+/// A view with a narrow column, and a consumer of its topic that kept aside a row that was too long for it,
+/// with the change that came after it.
+async fn kept_aside() -> (World, Feed, String, Consumer) {
+    let world = World::new().await;
+    world.view("create table note (id bigint primary key, title varchar(5))", "note").await;
+    let fields = json!([{"name": "id", "type": "long"}, {"name": "title", "type": "string"}]);
+    let feed = Feed::new(&world, 1, &fields, &["id"]).await;
+    let views = format!("[[view]]\ntopic = '{}'\ntable = 'note'\n", feed.topic);
+    let consumer = Consumer::start(&world, &views, &[]);
+    for event in [
+        Event::new("c", 1, note(1, "ok")),
+        Event::new("c", 2, note(2, "too long")),
+        Event::new("u", 3, note(2, "longer still")),
+    ] {
+        feed.send(&world, &[event]).await;
+        world.drained(&feed.topic, 1).await; // a batch of its own
+    }
+    assert_eq!(world.dead_letters().await.len(), 2);
+    (world, feed, views, consumer)
+}
+
+fn note(id: i64, title: &str) -> Json {
+    json!({"id": id, "title": title})
+}
+
+async fn widen(world: &World) {
+    world.sql("alter table views_1.note alter column title type varchar(50)").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retried_dead_letter_becomes_its_row_with_all_that_waited_behind_it() {
+    let (world, feed, views, consumer) = kept_aside().await;
+    let refused = retry(&world, &views).await.expect_err("the column is still narrow");
+    assert!(format!("{refused:#}").contains("character varying(5)"), "{refused:#}");
+    assert_eq!(world.dead_letters().await.len(), 2, "they are still there");
+
+    widen(&world).await;
+    let said = retry(&world, &views).await.unwrap();
+    assert_eq!(said, "applied 2 dead letters of this key\n");
+    assert_eq!(world.dead_letters().await, [""; 0]);
+    world.shows("note", &[note(1, "ok"), note(2, "longer still")]).await;
+
+    // Its key goes on.
+    feed.send(&world, &[Event::new("u", 4, note(2, "last"))]).await;
+    world.shows("note", &[note(1, "ok"), note(2, "last")]).await;
+    consumer.stop().await;
+}
+
+/// A replay brings the row back while the letters are retried: the retry meets a row it did not see.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_waits_for_a_row_that_another_transaction_adds_and_keeps_the_newer() {
+    let (world, _feed, views, consumer) = kept_aside().await;
+    widen(&world).await;
+    let mut other = world.db().await;
+    let add = "begin; insert into note (id, title, source_epoch, source_lsn)
+        select 2, 'newest', source_epoch, 1000000 from note where id = 1";
+    sqlx::raw_sql(add).execute(&mut other).await.unwrap();
+    let commit = async {
+        let waiting = "select count(*) from pg_stat_activity
+            where datname = current_database() and wait_event_type = 'Lock'";
+        wait_until("the retry to wait", SOON, || async {
+            let count = world.text(waiting).await;
+            if count == "1" { Ok(()) } else { Err(format!("{count} are waiting")) }
+        })
+        .await;
+        sqlx::raw_sql("commit").execute(&mut other).await.unwrap();
+    };
+    let (said, ()) = tokio::join!(retry(&world, &views), commit);
+    assert_eq!(said.unwrap(), "applied 2 dead letters of this key\n");
+    world.shows("note", &[note(1, "ok"), note(2, "newest")]).await;
+    assert_eq!(world.dead_letters().await, [""; 0]);
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_are_listed_shown_and_dropped_with_their_key() {
+    let (world, feed, _views, consumer) = kept_aside().await;
+    let listed = dead_letters(&world, &["list"]).await.unwrap();
+    assert!(listed.contains("refused") && listed.contains("parked"), "{listed}");
+    assert!(listed.ends_with("2 open dead letters\n"), "{listed}");
+    let listed: Json =
+        serde_json::from_str(&dead_letters(&world, &["list", "--json"]).await.unwrap()).unwrap();
+    let (id, offset) = (listed[0]["id"].to_string(), listed[1]["record_offset"].as_i64());
+    assert_eq!((&listed[0]["view_name"], offset), (&json!("note"), Some(2)), "{listed}");
+
+    let shown = dead_letters(&world, &["show", &id]).await.unwrap();
+    let record = format!("{}-0 @ 1", feed.topic);
+    assert!(shown.contains(&record) && shown.contains("value bytes   \\x00"), "{shown}");
+
+    let dropped = dead_letters(&world, &["drop", &id]).await.unwrap();
+    assert_eq!(dropped, "dropped 2 dead letters of this key\n");
+    let gone = dead_letters(&world, &["show", &id]).await.expect_err("dropped").to_string();
+    assert!(gone.contains("there is no open dead letter"), "{gone}");
+    feed.send(&world, &[Event::new("u", 4, note(2, "fits"))]).await;
+    world.shows("note", &[note(1, "ok"), note(2, "fits")]).await;
+    consumer.stop().await;
+}
