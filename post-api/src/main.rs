@@ -9,6 +9,10 @@ use service::{database, heartbeat, metrics, server, shutdown, telemetry};
 
 use crate::settings::Settings;
 
+/// Requests are many small allocations, freed by another thread as often as by their own.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main]
 async fn main() -> ExitCode {
     match run(Settings::parse()).await {
