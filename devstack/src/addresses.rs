@@ -34,6 +34,8 @@ pub const TOPIC_SETTINGS: [(&str, &str); 4] = [
     ("delete.retention.ms", "604800000"),
 ];
 pub const CONNECTORS: [&str; 2] = ["users", "posts"];
+/// Their replication slots.
+pub const SLOTS: [&str; 2] = ["user_service", "post_service"];
 pub const CONSUMER_GROUP: &str = "post-service-streams";
 
 pub const POSTGRES_VERSION: &str = "18.3.0";

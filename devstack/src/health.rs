@@ -6,7 +6,7 @@ use sqlx::{Connection, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::addresses::{HOST, KAFKA_PORT, admin_url};
+use crate::addresses::{HOST, KAFKA_PORT, SLOTS, admin_url};
 use crate::service::Service;
 
 /// For one question. A paused process answers nothing at all.
@@ -26,6 +26,11 @@ pub enum Unhealthy {
     Query(#[source] sqlx::Error),
     #[error("it does not speak Kafka's protocol")]
     Protocol,
+    #[error(
+        "PostgreSQL gave up the replication slot {slots}: what changed since is in the source alone; \
+         see \"A slot was lost\" in docs/operations.md"
+    )]
+    LostSlots { slots: String },
 }
 
 /// Healthy means: it answers the kind of request it exists for.
@@ -42,6 +47,30 @@ pub(crate) async fn check(service: Service) -> Result<(), Unhealthy> {
         }
     };
     tokio::time::timeout(PROBE_DEADLINE, probe).await.unwrap_or(Err(Unhealthy::Silent))
+}
+
+/// What [`check`] asks, and whether what its work rests on is there: Connect calls a connector whose slot is
+/// lost RUNNING, and so does Debezium, which waits for the slot for ever.
+pub(crate) async fn check_thoroughly(service: Service) -> Result<(), Unhealthy> {
+    check(service).await?;
+    if service == Service::Connect { slots().await } else { Ok(()) }
+}
+
+/// Fails when a connector's slot is lost. One that does not exist yet is no loss.
+pub(crate) async fn slots() -> Result<(), Unhealthy> {
+    let ask = async {
+        let mut connection = PgConnection::connect(&admin_url("postgres")).await?;
+        let lost = "select string_agg(slot_name, ', ' order by slot_name)
+            from pg_replication_slots where wal_status = 'lost' and slot_name = any ($1)";
+        let lost = sqlx::query_scalar(lost).bind(SLOTS.map(str::to_owned).to_vec());
+        let lost: Option<String> = lost.fetch_one(&mut connection).await?;
+        connection.close().await?;
+        Ok(lost)
+    };
+    match ask.await.map_err(Unhealthy::Query)? {
+        Some(slots) => Err(Unhealthy::LostSlots { slots }),
+        None => Ok(()),
+    }
 }
 
 async fn postgres() -> Result<(), Unhealthy> {

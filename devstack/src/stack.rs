@@ -69,6 +69,8 @@ pub enum StackError {
     Step { step: &'static str, output: String },
     #[error("{step} did not end within {seconds} s; its last output:\n{output}")]
     StepSlow { step: &'static str, seconds: u64, output: String },
+    #[error(transparent)]
+    Slots(Unhealthy),
 }
 
 impl StackError {
@@ -287,7 +289,7 @@ impl Stack {
         let (state, reason) = match &running {
             None => (State::Stopped, None),
             Some(running) if running.paused() => (State::Paused, None),
-            Some(_) => match health::check(service).await {
+            Some(_) => match health::check_thoroughly(service).await {
                 Ok(()) => (State::Healthy, None),
                 Err(unhealthy) => (State::Unhealthy, Some(unhealthy.to_string())),
             },

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::addresses::{TOPICS, environment};
 use crate::fetch::{self, ignore_absent};
+use crate::health;
 use crate::launch::connect_secrets_file;
 use crate::process::tail;
 use crate::progress::Progress;
@@ -108,6 +109,8 @@ impl Stack {
 
     /// Registers the connectors and waits until they and their tasks run.
     pub async fn register(&self, progress: &Progress) -> Result<(), StackError> {
+        // A connector waits for a lost slot half an hour before it has a task.
+        health::slots().await.map_err(StackError::Slots)?;
         let command = self.register_command();
         self.step("connectors", command, REGISTER_DEADLINE, "registered and running", progress)
             .await

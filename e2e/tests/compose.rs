@@ -154,6 +154,8 @@ fn connectors_feed_the_topics_of_the_local_stack_from_its_databases() {
     assert_eq!(topics, addresses::TOPICS.map(str::to_owned));
     let databases = addresses::CONNECTORS.map(|name| connector(name)["database.dbname"].clone());
     assert_eq!(databases, [addresses::USER_DATABASE, addresses::POST_DATABASE]);
+    let slots = addresses::CONNECTORS.map(|name| connector(name)["slot.name"].clone());
+    assert_eq!(slots, addresses::SLOTS);
 }
 
 #[test]

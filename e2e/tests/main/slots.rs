@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use devstack::{Progress, Service, State};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -12,6 +13,7 @@ use crate::wait::until;
 const DEADLINE: Duration = Duration::from_secs(90);
 /// How long it is looked whether something does not happen.
 const OBSERVED: Duration = Duration::from_secs(5);
+const LOOKS_MAX: u32 = 60;
 const SLOT: &str = "user_service";
 
 #[tokio::test]
@@ -49,20 +51,77 @@ async fn what_a_slot_went_past_is_found_and_a_new_snapshot_mends_it() {
         assert!(!equal, "{advanced}: {report}");
         assert_eq!(report["differing"], json!(expected), "{advanced}: {report}");
 
-        // As docs/operations.md says.
-        connector(&system, Method::PUT, "stop").await;
-        slot_is(&system, "f").await;
-        connector(&system, Method::DELETE, "offsets").await;
-        let drop = "select pg_drop_replication_slot($1)::text";
-        sqlx::query(drop).bind(SLOT).execute(&system.user_db).await.unwrap();
-        connector(&system, Method::PUT, "resume").await;
-        slot_is(&system, "t").await;
+        take_a_new_snapshot(&system).await;
         let equal = system.views_equal(DEADLINE).await;
         system.report.time("new slot active to views equal", equal);
         let (equal, report) = verify(&system).await;
         assert!(equal, "{report}");
     })
     .await;
+}
+
+/// Connect says RUNNING, and Debezium waits for the slot for ever.
+#[tokio::test]
+async fn a_lost_slot_is_told_of_by_status_and_register() {
+    with_system(async |system: System| {
+        connector(&system, Method::PUT, "stop").await;
+        slot_is(&system, "f").await;
+        lose_the_slot(&system).await;
+        connector(&system, Method::PUT, "resume").await;
+        let written = create(&system).await;
+
+        let refused = system.stack.register(&Progress::silent()).await.unwrap_err().to_string();
+        assert!(refused.contains(SLOT) && refused.contains("\"A slot was lost\""), "{refused}");
+        let connect = system.stack.status(Service::Connect).await;
+        assert_eq!(connect.state, State::Unhealthy);
+        assert!(connect.reason.as_ref().is_some_and(|reason| reason.contains(SLOT)), "{connect:?}");
+
+        take_a_new_snapshot(&system).await;
+        system.stack.register(&Progress::silent()).await.unwrap();
+        assert_eq!(system.stack.status(Service::Connect).await.state, State::Healthy);
+        let seen = system.http.posts(&format!("/users/{written}"));
+        system.http.visible(&seen, DEADLINE, |answer| answer.status == 200).await;
+        system.views_equal(DEADLINE).await;
+    })
+    .await;
+}
+
+/// Lets PostgreSQL give up slots that nobody uses, which it does at a checkpoint, until this one is lost. The
+/// other connector uses its own.
+async fn lose_the_slot(system: &System) {
+    let db = &system.user_db;
+    let reload = "select pg_reload_conf()";
+    let limit = "alter system set idle_replication_slot_timeout = '1s'";
+    sqlx::query(limit).execute(db).await.unwrap();
+    sqlx::query(reload).execute(db).await.unwrap();
+    let lost = async || {
+        sqlx::query("checkpoint").execute(db).await?;
+        let lost = "select wal_status = 'lost' from pg_replication_slots where slot_name = $1";
+        sqlx::query_scalar::<_, bool>(lost).bind(SLOT).fetch_one(db).await
+    };
+    let mut looks = 0;
+    let outcome = loop {
+        looks += 1;
+        match lost().await {
+            Ok(false) if looks < LOOKS_MAX => sleep(OBSERVED / 10).await,
+            other => break other,
+        }
+    };
+    // Before anything else: no other slot shall be lost by it.
+    sqlx::query("alter system reset idle_replication_slot_timeout").execute(db).await.unwrap();
+    sqlx::query(reload).execute(db).await.unwrap();
+    assert!(outcome.unwrap(), "PostgreSQL kept the slot");
+}
+
+/// As docs/operations.md says.
+async fn take_a_new_snapshot(system: &System) {
+    connector(system, Method::PUT, "stop").await;
+    slot_is(system, "f").await;
+    connector(system, Method::DELETE, "offsets").await;
+    let drop = "select pg_drop_replication_slot($1)::text";
+    sqlx::query(drop).bind(SLOT).execute(&system.user_db).await.unwrap();
+    connector(system, Method::PUT, "resume").await;
+    slot_is(system, "t").await;
 }
 
 #[tokio::test]
