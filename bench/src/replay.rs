@@ -14,6 +14,7 @@ use cdc_consumer::fold::{Action, Entry, ViewBatch};
 use cdc_consumer::offsets::Partition;
 use cdc_consumer::rows::CellText;
 use cdc_consumer::sql::Statements;
+use sqlx::postgres::PgBindIterExt;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::task::JoinSet;
 
@@ -185,13 +186,13 @@ fn bind<'q>(
 ) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments> {
     let mut query = sqlx::query(AssertSqlSafe(Arc::clone(statement)));
     for column in 0..width {
-        let cells = entries.iter().map(|entry| match view.rows().cell(entry.row, column) {
+        let cells = entries.iter().map(move |entry| match view.rows().cell(entry.row, column) {
             CellText::Text(text) => Some(text),
             CellText::Null | CellText::Keep | CellText::Absent => None,
         });
-        query = query.bind(cells.collect::<Vec<_>>());
+        query = query.bind(cells.bind_iter());
     }
     query
-        .bind(entries.iter().map(|entry| entry.position.epoch).collect::<Vec<_>>())
-        .bind(entries.iter().map(|entry| entry.position.lsn).collect::<Vec<_>>())
+        .bind(entries.iter().map(|entry| entry.position.epoch).bind_iter())
+        .bind(entries.iter().map(|entry| entry.position.lsn).bind_iter())
 }
