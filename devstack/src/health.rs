@@ -1,5 +1,6 @@
 //! Asks a process whether it does its work, each in its own protocol.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
@@ -46,6 +47,13 @@ pub(crate) async fn check(service: Service) -> Result<(), Unhealthy> {
             }
         }
     };
+    in_time(Box::pin(probe)).await
+}
+
+/// On the heap: the future of a connection is large, and all that asks would hold it.
+async fn in_time<T>(
+    probe: Pin<Box<impl Future<Output = Result<T, Unhealthy>>>>,
+) -> Result<T, Unhealthy> {
     tokio::time::timeout(PROBE_DEADLINE, probe).await.unwrap_or(Err(Unhealthy::Silent))
 }
 
@@ -56,21 +64,24 @@ pub(crate) async fn check_thoroughly(service: Service) -> Result<(), Unhealthy> 
     if service == Service::Connect { slots().await } else { Ok(()) }
 }
 
-/// Fails when a connector's slot is lost. One that does not exist yet is no loss.
+/// Fails when a connector's slot is lost. One that does not exist yet is no loss; neither is a PostgreSQL that
+/// does not answer, which has a check of its own.
 pub(crate) async fn slots() -> Result<(), Unhealthy> {
-    let ask = async {
-        let mut connection = PgConnection::connect(&admin_url("postgres")).await?;
-        let lost = "select string_agg(slot_name, ', ' order by slot_name)
-            from pg_replication_slots where wal_status = 'lost' and slot_name = any ($1)";
-        let lost = sqlx::query_scalar(lost).bind(SLOTS.map(str::to_owned).to_vec());
-        let lost: Option<String> = lost.fetch_one(&mut connection).await?;
-        connection.close().await?;
-        Ok(lost)
-    };
-    match ask.await.map_err(Unhealthy::Query)? {
-        Some(slots) => Err(Unhealthy::LostSlots { slots }),
-        None => Ok(()),
+    let lost = async { lost_slots().await.map_err(Unhealthy::Query) };
+    match in_time(Box::pin(lost)).await {
+        Ok(Some(slots)) => Err(Unhealthy::LostSlots { slots }),
+        Ok(None) | Err(_) => Ok(()),
     }
+}
+
+async fn lost_slots() -> Result<Option<String>, sqlx::Error> {
+    let mut connection = PgConnection::connect(&admin_url("postgres")).await?;
+    let lost = "select string_agg(slot_name, ', ' order by slot_name)
+        from pg_replication_slots where wal_status = 'lost' and slot_name = any ($1)";
+    let lost = sqlx::query_scalar(lost).bind(SLOTS.map(str::to_owned).to_vec());
+    let lost = lost.fetch_one(&mut connection).await?;
+    connection.close().await?;
+    Ok(lost)
 }
 
 async fn postgres() -> Result<(), Unhealthy> {
