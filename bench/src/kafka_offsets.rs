@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use crate::batches::Builder;
 use crate::library::{self, Library};
-use crate::replay::{self, Depth};
+use crate::replay;
 use crate::servers::Servers;
 use crate::target::{Table, Target, Times};
 use crate::topic::{self, PARTITIONS};
@@ -73,7 +73,7 @@ async fn write(
     applied: Sender<Vec<Next>>,
 ) -> anyhow::Result<()> {
     while let Some(batch) = batches.recv().await {
-        replay::statements(&mut connection, &target.statements, &batch, Depth::Statements).await?;
+        replay::statements(&mut connection, &target.statements, &batch, |all| &all.merge).await?;
         let next = batch.claims.iter().map(|claim| (claim.partition.number, claim.interval.next));
         if applied.send(next.collect()).is_err() {
             break;

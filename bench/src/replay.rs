@@ -10,12 +10,11 @@ use cdc_consumer::apply::{self, Attempt, Care};
 use cdc_consumer::batch::Batch;
 use cdc_consumer::database::{Database, Generation};
 use cdc_consumer::fence::{self, Wanted};
-use cdc_consumer::fold::{Action, Entry, ViewBatch};
+use cdc_consumer::fold::Action;
 use cdc_consumer::offsets::Partition;
-use cdc_consumer::rows::CellText;
 use cdc_consumer::sql::Statements;
-use sqlx::postgres::PgBindIterExt;
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use cdc_consumer::write;
+use sqlx::{Connection, PgConnection};
 use tokio::task::JoinSet;
 
 use crate::batches::Builder;
@@ -135,20 +134,23 @@ async fn write(
                     Attempt::Fenced => bail!("the fence held a prepared batch back"),
                 }
             }
-            Depth::Statements | Depth::Upserts => {
-                statements(&mut connection, &target.statements, batch, depth).await?;
+            Depth::Statements => {
+                statements(&mut connection, &target.statements, batch, |all| &all.merge).await?;
+            }
+            Depth::Upserts => {
+                statements(&mut connection, &target.statements, batch, |all| &all.upsert).await?;
             }
         }
     }
     Ok(())
 }
 
-/// The rows of a batch: deletes, then upserts, as the consumer orders them.
+/// The rows of a batch: deletes, then upserts by the chosen statement, as the consumer orders them.
 pub(crate) async fn statements(
     connection: &mut PgConnection,
     all: &[Statements],
     batch: &Batch,
-    depth: Depth,
+    upsert: impl Fn(&Statements) -> &Arc<str>,
 ) -> anyhow::Result<()> {
     let mut tx = connection.begin().await?;
     for (view, statements) in batch.views.iter().zip(all) {
@@ -162,37 +164,16 @@ pub(crate) async fn statements(
             "a filled topic holds neither lone tombstones nor values that were not sent"
         );
         if !deletes.is_empty() {
-            let query = bind(&statements.delete, view, view.key_width(), &deletes);
+            let keys: Vec<usize> = (0..view.key_width()).collect();
+            let query = write::bind(view, Arc::clone(&statements.delete), &keys, &deletes);
             query.fetch_one(&mut *tx).await?;
         }
         if !upserts.is_empty() {
-            let statement = match depth {
-                Depth::Upserts => &statements.upsert,
-                Depth::Statements | Depth::Transactions => &statements.merge,
-            };
-            let query = bind(statement, view, view.rows().width(), &upserts);
+            let columns: Vec<usize> = (0..view.rows().width()).collect();
+            let query = write::bind(view, Arc::clone(upsert(statements)), &columns, &upserts);
             query.execute(&mut *tx).await?;
         }
     }
     tx.commit().await?;
     Ok(())
-}
-
-fn bind<'q>(
-    statement: &Arc<str>,
-    view: &'q ViewBatch,
-    width: usize,
-    entries: &'q [Entry],
-) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments> {
-    let mut query = sqlx::query(AssertSqlSafe(Arc::clone(statement)));
-    for column in 0..width {
-        let cells = entries.iter().map(move |entry| match view.rows().cell(entry.row, column) {
-            CellText::Text(text) => Some(text),
-            CellText::Null | CellText::Keep | CellText::Absent => None,
-        });
-        query = query.bind(cells.bind_iter());
-    }
-    query
-        .bind(entries.iter().map(|entry| entry.position.epoch).bind_iter())
-        .bind(entries.iter().map(|entry| entry.position.lsn).bind_iter())
 }

@@ -36,7 +36,7 @@ pub mod sql;
 pub mod sweep;
 mod untold;
 mod upsert;
-mod write;
+pub mod write;
 pub mod writer;
 
 mod assignment;

@@ -188,7 +188,7 @@ impl ViewWork<'_> {
             (omitted, true) => self.statements().merge_without(omitted),
             (omitted, false) => self.statements().upsert_without(omitted),
         };
-        let query = self.bind(statement, &self.all_but(omitted), entries);
+        let query = bind(self.view, statement, &self.all_but(omitted), entries);
         let done = query.execute(&mut **tx).await.map_err(|source| self.write_error(source))?;
         Ok(done.rows_affected())
     }
@@ -210,7 +210,7 @@ impl ViewWork<'_> {
         entries: &[Entry],
     ) -> Result<u64, ApplyError> {
         let columns: Vec<usize> = (0..self.view.key_width()).collect();
-        let query = self.bind(Arc::clone(&self.statements().erase), &columns, entries);
+        let query = bind(self.view, Arc::clone(&self.statements().erase), &columns, entries);
         let done = query.execute(&mut **tx).await.map_err(|source| self.write_error(source))?;
         Ok(done.rows_affected())
     }
@@ -222,7 +222,7 @@ impl ViewWork<'_> {
         entries: &[Entry],
     ) -> Result<u64, ApplyError> {
         let columns: Vec<usize> = (0..self.view.key_width()).collect();
-        let query = self.bind(Arc::clone(&self.statements().delete), &columns, entries);
+        let query = bind(self.view, Arc::clone(&self.statements().delete), &columns, entries);
         let row = query.fetch_one(&mut **tx).await.map_err(|source| self.write_error(source))?;
         let stale: i64 = row.try_get(0).map_err(|source| self.write_error(source))?;
         Ok(stale.unsigned_abs())
@@ -236,7 +236,7 @@ impl ViewWork<'_> {
         kept: &[usize],
         entries: &[Entry],
     ) -> Result<(), ApplyError> {
-        let query = self.bind(self.statements().partial(kept), &self.all_but(kept), entries);
+        let query = bind(self.view, self.statements().partial(kept), &self.all_but(kept), entries);
         let rows = query.fetch_all(&mut **tx).await.map_err(|source| self.write_error(source))?;
         for row in rows {
             let read = || Ok((row.try_get::<i64, _>(0)?, row.try_get(1)?, row.try_get(2)?));
@@ -254,28 +254,29 @@ impl ViewWork<'_> {
         Ok(())
     }
 
-    fn bind<'q>(
-        &'q self,
-        statement: Arc<str>,
-        columns: &[usize],
-        entries: &'q [Entry],
-    ) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments> {
-        let rows = self.view.rows();
-        let mut query = sqlx::query(AssertSqlSafe(statement));
-        for &column in columns {
-            let cells = entries.iter().map(move |entry| match rows.cell(entry.row, column) {
-                CellText::Text(text) => Some(text),
-                CellText::Null | CellText::Keep | CellText::Absent => None,
-            });
-            query = query.bind(cells.bind_iter());
-        }
-        query
-            .bind(entries.iter().map(|entry| entry.position.epoch).bind_iter())
-            .bind(entries.iter().map(|entry| entry.position.lsn).bind_iter())
-    }
-
     fn write_error(&self, source: sqlx::Error) -> ApplyError {
         let table = self.target.tables.get(self.index).cloned().unwrap_or_default();
         ApplyError::Write { table, source }
     }
+}
+
+/// A statement with some columns of the entries' rows as `text[]` each, then their epochs and LSNs.
+pub fn bind<'q>(
+    view: &'q ViewBatch,
+    statement: Arc<str>,
+    columns: &[usize],
+    entries: &'q [Entry],
+) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments> {
+    let rows = view.rows();
+    let mut query = sqlx::query(AssertSqlSafe(statement));
+    for &column in columns {
+        let cells = entries.iter().map(move |entry| match rows.cell(entry.row, column) {
+            CellText::Text(text) => Some(text),
+            CellText::Null | CellText::Keep | CellText::Absent => None,
+        });
+        query = query.bind(cells.bind_iter());
+    }
+    query
+        .bind(entries.iter().map(|entry| entry.position.epoch).bind_iter())
+        .bind(entries.iter().map(|entry| entry.position.lsn).bind_iter())
 }
