@@ -7,9 +7,9 @@ use cdc_consumer::dead_letters;
 use clap::Parser;
 use serde_json::{Value as Json, json};
 
+use crate::harness::World;
 use crate::harness::consumer::Consumer;
 use crate::harness::feed::{Event, Feed};
-use crate::harness::{SOON, World, wait_until};
 
 /// `cdc-consumer dead-letters` with these arguments; returns what it printed.
 async fn dead_letters(world: &World, arguments: &[&str]) -> anyhow::Result<String> {
@@ -94,13 +94,7 @@ async fn a_retry_waits_for_a_row_that_another_transaction_adds_and_keeps_the_new
         select 2, 'newest', source_epoch, 1000000 from note where id = 1";
     sqlx::raw_sql(add).execute(&mut other).await.unwrap();
     let commit = async {
-        let waiting = "select count(*) from pg_stat_activity
-            where datname = current_database() and wait_event_type = 'Lock'";
-        wait_until("the retry to wait", SOON, || async {
-            let count = world.text(waiting).await;
-            if count == "1" { Ok(()) } else { Err(format!("{count} are waiting")) }
-        })
-        .await;
+        world.session_shows("wait_event_type = 'Lock'").await;
         sqlx::raw_sql("commit").execute(&mut other).await.unwrap();
     };
     let (said, ()) = tokio::join!(retry(&world, &views), commit);

@@ -6,22 +6,6 @@ use crate::harness::proxy::{Mode, Proxy};
 use crate::harness::source::{Users, user_feed, user_views};
 use crate::harness::{SOON, World, wait_until};
 
-/// Waits until a session of the consumer's role does something that `condition` (on `pg_stat_activity`)
-/// describes.
-async fn server_shows(world: &World, condition: &str) {
-    wait_until(condition, SOON, || async {
-        let sessions = world
-            .lines(&format!(
-                "select format('%s/%s %s', state, wait_event, left(query, 60))
-                 from pg_stat_activity
-                 where datname = current_database() and usename = 'cdc_consumer' and {condition}"
-            ))
-            .await;
-        if sessions.is_empty() { Err("no such session".to_owned()) } else { Ok(()) }
-    })
-    .await;
-}
-
 async fn applied_by_another(world: &World, feed: &Feed, users: &Users) {
     let rows = users.as_view();
     let what = "the second consumer to catch up";
@@ -44,11 +28,11 @@ async fn a_consumer_stopped_inside_its_transaction_blocks_nobody_for_long() {
     let lock = "begin; select from user_view where user_id = 7 for update";
     sqlx::raw_sql(lock).execute(&mut db).await.expect("a lock");
     feed.send(&world, &users.puts(1..=20)).await;
-    server_shows(&world, "wait_event_type = 'Lock'").await;
+    world.session_shows("wait_event_type = 'Lock'").await;
     zombie.signal("STOP");
     drop(db);
 
-    server_shows(&world, "state = 'idle in transaction'").await;
+    world.session_shows("state = 'idle in transaction'").await;
     let consumer = Consumer::start(&world, &views, &[]);
     feed.send(&world, &users.puts(15..=30)).await;
     applied_by_another(&world, &feed, &users).await;

@@ -3,10 +3,10 @@
 
 use serde_json::{Value as Json, json};
 
+use crate::harness::World;
 use crate::harness::consumer::Consumer;
 use crate::harness::feed::{Event, Feed};
 use crate::harness::source::{Users, user_feed, user_views};
-use crate::harness::{SOON, World, wait_until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_old_delete_sent_again_removes_nothing_newer() {
@@ -90,13 +90,7 @@ async fn rows_that_another_transaction_adds_meanwhile_show_the_newest_change() {
     let rows = format!("begin; {}; {}", add(2, "source_lsn"), add(3, "source_lsn + 1000000"));
     sqlx::raw_sql(sqlx::AssertSqlSafe(rows)).execute(&mut other).await.unwrap();
     feed.send(&world, &users.puts(2..=4)).await;
-    let waiting = "select count(*) from pg_stat_activity
-        where datname = current_database() and wait_event_type = 'Lock'";
-    wait_until("the writer to wait", SOON, || async {
-        let count = world.text(waiting).await;
-        if count == "1" { Ok(()) } else { Err(format!("{count} are waiting")) }
-    })
-    .await;
+    world.session_shows("wait_event_type = 'Lock'").await;
     sqlx::raw_sql("commit").execute(&mut other).await.unwrap();
     world.drained(&feed.topic, 1).await;
     let newest = "select string_agg(user_id || ' ' || (name = 'another'), ', ' order by user_id)

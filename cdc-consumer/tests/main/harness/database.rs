@@ -37,6 +37,22 @@ impl World {
         read.await.unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
+    /// Waits until a session of the consumer's role does something that `condition` (on `pg_stat_activity`)
+    /// describes.
+    pub(crate) async fn session_shows(&self, condition: &str) {
+        wait_until(condition, SOON, || async {
+            let sessions = self
+                .lines(&format!(
+                    "select format('%s/%s %s', state, wait_event, left(query, 60))
+                     from pg_stat_activity
+                     where datname = current_database() and usename = 'cdc_consumer' and {condition}"
+                ))
+                .await;
+            if sessions.is_empty() { Err("no such session".to_owned()) } else { Ok(()) }
+        })
+        .await;
+    }
+
     /// A table for changes, as a migration of views would make it. Ends with the rights of the consumer.
     pub(crate) async fn view(&self, create: &str, table: &str) {
         let mut db = self.db().await;
