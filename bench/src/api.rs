@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use clap::ValueEnum;
 use devstack::Step;
 use devstack::addresses::{POST_API_PORT, POST_DATABASE, USER_API_PORT, USER_DATABASE};
 use rand::RngExt;
@@ -34,9 +35,9 @@ const CLIENTS: [usize; 2] = [1, 64];
 const STOPPED_MAX: Duration = Duration::from_mins(2);
 const READY_MAX: Duration = Duration::from_mins(1);
 
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
-enum Operation {
+pub(crate) enum Operation {
     CreateUser,
     ReadUser,
     ListUsers,
@@ -96,13 +97,19 @@ pub(crate) async fn run(options: &ApiOptions) -> anyhow::Result<ExitCode> {
         keys: prepare().await?,
         step: &step,
     };
+    let wanted = |operation: &Operation| {
+        options.only.is_empty() || options.only.contains(operation)
+    };
     // First what leaves nothing to be streamed beside the next.
-    let mut figures = bench.figures(&READS).await?;
-    let [_, many] = CLIENTS;
-    figures.push(bench.figure(Operation::CreateUser, many, true).await?);
-    // What Debezium and the consumer spend on a new user is no part of the service or the statement.
-    let creates = bench.figures(&[Operation::CreateUser]);
-    figures.extend(connect::without_shipped(&servers, creates).await?);
+    let reads: Vec<_> = READS.into_iter().filter(wanted).collect();
+    let mut figures = bench.figures(&reads).await?;
+    if wanted(&Operation::CreateUser) {
+        let [_, many] = CLIENTS;
+        figures.push(bench.figure(Operation::CreateUser, many, true).await?);
+        // What Debezium and the consumer spend on a new user is no part of the service or the statement.
+        let creates = bench.figures(&[Operation::CreateUser]);
+        figures.extend(connect::without_shipped(&servers, creates).await?);
+    }
     step.done("measured");
     let api = Api { seconds_each: options.seconds, figures, conditions };
     report::write(&servers, &options.output, "api", &api, &table(&api))?;

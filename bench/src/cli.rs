@@ -140,6 +140,10 @@ pub(crate) struct ApiOptions {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repeat: u32,
 
+    /// Measure these requests only
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub(crate) only: Vec<crate::api::Operation>,
+
     #[command(flatten)]
     pub(crate) output: Output,
 }

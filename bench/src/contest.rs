@@ -43,6 +43,8 @@ pub(crate) enum Contestant {
     SqlView,
     /// Its whole transactions, without Kafka and decoding
     TransactionsView,
+    /// Its records one by one. Slow: takes part only when it is named
+    RowByRowView,
 }
 
 impl Contestant {
@@ -59,6 +61,7 @@ impl Contestant {
             Self::OursView => "cdc-consumer, user_view",
             Self::SqlView => "SQL alone, user_view",
             Self::TransactionsView => "transactions alone, user_view",
+            Self::RowByRowView => "row by row, user_view",
         }
     }
 
@@ -69,7 +72,9 @@ impl Contestant {
             }
             Self::Sink | Self::SinkTuned => Table::Sink,
             Self::Copy => Table::Copy,
-            Self::OursView | Self::SqlView | Self::TransactionsView => Table::UserView,
+            Self::OursView | Self::SqlView | Self::TransactionsView | Self::RowByRowView => {
+                Table::UserView
+            }
         }
     }
 }
@@ -123,7 +128,7 @@ impl Field<'_> {
             | Contestant::TransactionsView => {
                 Some(Replay::build(self.servers, self.target, contestant.table(), None).await?)
             }
-            Contestant::RowByRow => {
+            Contestant::RowByRow | Contestant::RowByRowView => {
                 Some(Replay::build(self.servers, self.target, contestant.table(), Some(1)).await?)
             }
             _ => None,
@@ -137,7 +142,9 @@ impl Field<'_> {
             Contestant::SinkTuned => self.sink(self.tuned).await?,
             Contestant::Copy => timed(copy::run(self.target).await?, None),
             Contestant::Sql | Contestant::SqlView => replayed(replay, Depth::Statements).await?,
-            Contestant::RowByRow => replayed(replay, Depth::Upserts).await?,
+            Contestant::RowByRow | Contestant::RowByRowView => {
+                replayed(replay, Depth::Upserts).await?
+            }
             Contestant::Transactions | Contestant::TransactionsView => {
                 replayed(replay, Depth::Transactions).await?
             }
