@@ -7,16 +7,23 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::time::timeout;
 
 use crate::{Problem, database};
 
-/// Statements under way at once. While one waits for the server, the other gathers. More would share less
-/// and take connections of the pool from requests that go alone.
+/// Statements under way at once, at most. More would take connections of the pool from requests that go
+/// alone.
 const WORKERS: usize = 2;
+/// How long one statement has the server to itself, while requests gather for the next: the fewer statements,
+/// the less each request costs. One that takes longer, since it waits for a lock or for a connection, does
+/// not hold up the others.
+const ALONE_MAX: Duration = Duration::from_millis(10);
 /// Requests that may wait for a statement. More are answered when there is room, or time out.
 const WAITING_MAX: usize = 2_000;
 
@@ -52,13 +59,26 @@ impl<I: Send + 'static, A: Send + 'static> Together<I, A> {
     where
         F: Future<Output = Vec<Answer<A>>> + Send + 'static,
     {
+        Self::start_with(inputs_max, ALONE_MAX, answer)
+    }
+
+    fn start_with<F>(
+        inputs_max: usize,
+        alone_max: Duration,
+        answer: impl Fn(Vec<I>) -> F + Clone + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Vec<Answer<A>>> + Send + 'static,
+    {
         let (requests, receiver) = mpsc::channel(WAITING_MAX);
         let receiver = Arc::new(Mutex::new(receiver));
         for _ in 0..WORKERS {
             let (receiver, answer) = (Arc::clone(&receiver), answer.clone());
             tokio::spawn(async move {
-                let start =
-                    || tokio::spawn(work(Arc::clone(&receiver), inputs_max, answer.clone()));
+                let start = || {
+                    let requests = Arc::clone(&receiver);
+                    tokio::spawn(work(requests, inputs_max, alone_max, answer.clone()))
+                };
                 // Whom a worker that panicked owes an answer gets none; others get theirs from the next.
                 while start().await.is_err_and(|error| error.is_panic()) {}
             });
@@ -78,14 +98,15 @@ impl<I: Send + 'static, A: Send + 'static> Together<I, A> {
 async fn work<I, A, F>(
     requests: Arc<Mutex<Receiver<Request<I, A>>>>,
     inputs_max: usize,
+    alone_max: Duration,
     answer: impl Fn(Vec<I>) -> F,
 ) where
     F: Future<Output = Vec<Answer<A>>>,
 {
     let mut together = Vec::new();
     loop {
-        let count = requests.lock().await.recv_many(&mut together, inputs_max).await;
-        if count == 0 {
+        let mut turn = requests.lock().await;
+        if turn.recv_many(&mut together, inputs_max).await == 0 {
             return;
         }
         // Nobody waits for these any more, and nothing of them has begun.
@@ -95,13 +116,19 @@ async fn work<I, A, F>(
         if inputs.is_empty() {
             continue;
         }
-        // A connection that hangs holds a worker no longer than its requests wait.
-        tokio::select! {
-            answers = answer(inputs) => {
-                // A client that went away wants no answer.
-                waiting.into_iter().zip(answers).for_each(|(to, answer)| drop(to.send(answer)));
+        let mut answered = pin!(async {
+            // A connection that hangs holds a worker no longer than its requests wait.
+            tokio::select! {
+                answers = answer(inputs) => {
+                    // A client that went away wants no answer.
+                    waiting.into_iter().zip(answers).for_each(|(to, answer)| drop(to.send(answer)));
+                }
+                () = abandoned(&mut waiting) => {}
             }
-            () = abandoned(&mut waiting) => {}
+        });
+        if timeout(alone_max, &mut answered).await.is_err() {
+            drop(turn);
+            answered.await;
         }
     }
 }
@@ -155,12 +182,20 @@ mod tests {
 
     type Begun = mpsc::UnboundedReceiver<Vec<i64>>;
 
+    /// Statements of which each may be as slow as it likes, beside the next.
     fn start(permits: usize) -> (Together<i64, i64>, Begun, Arc<Semaphore>) {
+        start_with(Duration::ZERO, permits)
+    }
+
+    fn start_with(
+        alone_max: Duration,
+        permits: usize,
+    ) -> (Together<i64, i64>, Begun, Arc<Semaphore>) {
         let (begun, receiver) = mpsc::unbounded_channel();
         let statements = Statements { begun, permits: Arc::new(Semaphore::new(permits)) };
         let permits = Arc::clone(&statements.permits);
-        let together = Together::start(INPUTS_MAX, move |inputs| statements.clone().run(inputs));
-        (together, receiver, permits)
+        let run = move |inputs| statements.clone().run(inputs);
+        (Together::start_with(INPUTS_MAX, alone_max, run), receiver, permits)
     }
 
     fn ask(together: &Together<i64, i64>, input: i64) -> tokio::task::JoinHandle<Answer<i64>> {
@@ -173,6 +208,29 @@ mod tests {
         for input in 1..=WORKERS {
             drop(ask(together, i64::try_from(input).unwrap()));
             begun.recv().await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_arrives_while_a_statement_is_under_way_shares_the_next() {
+        let (together, mut begun, permits) = start_with(Duration::MAX, 0);
+        let mut asked = vec![ask(&together, 1)];
+        assert_eq!(begun.recv().await.unwrap(), [1]);
+        asked.extend([ask(&together, 2), ask(&together, 3)]);
+        tokio::task::yield_now().await;
+        permits.add_permits(2);
+        for answered in asked {
+            answered.await.unwrap().unwrap();
+        }
+        assert_eq!(begun.recv().await.unwrap(), [2, 3]);
+    }
+
+    #[tokio::test]
+    async fn a_statement_that_takes_long_does_not_hold_up_the_next() {
+        let (together, mut begun, _permits) = start_with(ALONE_MAX, 0);
+        for input in 1..=i64::try_from(WORKERS).unwrap() {
+            let _asked = ask(&together, input);
+            assert_eq!(begun.recv().await.unwrap(), [input]);
         }
     }
 
