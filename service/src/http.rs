@@ -1,6 +1,7 @@
 //! What every HTTP surface does around its handlers.
 
 use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -8,7 +9,7 @@ use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use tower_http::catch_panic::CatchPanicLayer;
+use futures_util::FutureExt;
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -36,29 +37,30 @@ static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// * Requests are counted and timed by method, route and status; the cause of a 5xx is logged
 ///   once.
 pub fn stack(router: Router, timeout: Duration) -> Router {
-    let limited = move |request: Request, next: Next| limit_time(timeout, request, next);
+    let around = move |request: Request, next: Next| around(timeout, request, next);
     router
         .fallback(|| async { Problem::not_found("there is no such address") })
         .method_not_allowed_fallback(|| async {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed")
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(from_fn(limited))
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(from_fn(observe))
+        // One layer for all of it: each layer boxes the whole router and clones it for each request.
+        .layer(from_fn(around))
 }
 
-async fn limit_time(timeout: Duration, request: Request, next: Next) -> Response {
-    match tokio::time::timeout(timeout, next.run(request)).await {
-        Ok(response) => response,
+async fn answer(timeout: Duration, request: Request, next: Next) -> Response {
+    // Unwind safe: nobody sees again what the handler left behind.
+    let answered = AssertUnwindSafe(next.run(request)).catch_unwind();
+    match tokio::time::timeout(timeout, answered).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(panic)) => panicked(&*panic),
         Err(_) => Problem::unavailable(Duration::from_secs(1))
             .detail("the request took too long; whether it took effect is not known")
             .into_response(),
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the signature tower-http asks for")]
-fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
+fn panicked(panic: &(dyn Any + Send)) -> Response {
     let message = panic
         .downcast_ref::<String>()
         .map(String::as_str)
@@ -71,7 +73,7 @@ fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
 #[error("the handler panicked: {0}")]
 struct HandlerPanic(String);
 
-async fn observe(mut request: Request, next: Next) -> Response {
+async fn around(timeout: Duration, mut request: Request, next: Next) -> Response {
     let id = request_id(&request);
     let method = request.method().as_str().to_owned();
     // The route's pattern, not the path: paths hold keys and would make one series each.
@@ -88,7 +90,7 @@ async fn observe(mut request: Request, next: Next) -> Response {
     request.headers_mut().insert(&REQUEST_ID, id.clone());
 
     let started = Instant::now();
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let mut response = answer(timeout, request, next).instrument(span.clone()).await;
     let elapsed = started.elapsed();
 
     response.headers_mut().insert(&REQUEST_ID, id);
