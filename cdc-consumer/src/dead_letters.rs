@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use serde::Serialize;
 use sqlx::{Connection, FromRow, PgConnection};
 
@@ -110,8 +110,10 @@ async fn show(choice: &DeadLetterChoice, out: &mut impl Write) -> anyhow::Result
 
 async fn drop_one(choice: &DeadLetterChoice, out: &mut impl Write) -> anyhow::Result<()> {
     let (_, _, mut connection) = connect(&choice.settings.database).await?;
-    let letter = find(&mut connection, choice.id).await?;
-    let dropped = take_with_followers(&mut connection, &letter).await?;
+    let mut tx = connection.begin().await?;
+    let letter = find(&mut tx, choice.id).await?;
+    let dropped = take_with_followers(&mut tx, &letter).await?;
+    tx.commit().await?;
     writeln!(out, "dropped {} dead letters of this key", dropped.len())?;
     Ok(())
 }
@@ -214,16 +216,26 @@ async fn find(connection: &mut PgConnection, id: i64) -> anyhow::Result<DeadLett
         .fetch_optional(connection)
         .await
         .context("could not read the dead letters")?;
-    letter.with_context(|| {
-        format!("there is no open dead letter {id}; `cdc-consumer dead-letters list` shows them")
-    })
+    letter.with_context(|| gone(id))
 }
 
-/// Deletes a letter with all of its key and returns them in the order of their records.
+fn gone(id: i64) -> String {
+    format!("there is no open dead letter {id}; `cdc-consumer dead-letters list` shows them")
+}
+
+/// Deletes a letter with all of its key and returns them in the order of their records. Waits for the batches
+/// of the topic that are under way, and keeps others out until the transaction ends: one that still sees the
+/// letters would park a change behind them that nobody takes along.
 async fn take_with_followers(
     connection: &mut PgConnection,
     letter: &DeadLetter,
 ) -> anyhow::Result<Vec<DeadLetter>> {
+    let batches = "select from cdc_offset where topic = $1 order by partition for update";
+    sqlx::query(batches)
+        .bind(&letter.topic)
+        .execute(&mut *connection)
+        .await
+        .context("could not wait for the batches of the topic")?;
     let mut letters: Vec<DeadLetter> = sqlx::query_as(
         "delete from cdc_dead_letter
          where id = $1 or (view_name = $2 and key_text = $3)
@@ -236,6 +248,8 @@ async fn take_with_followers(
     .fetch_all(connection)
     .await
     .context("could not take the dead letters")?;
+    // Somebody else may have taken them meanwhile.
+    ensure!(!letters.is_empty(), gone(letter.id));
     letters.sort_by_key(|letter| letter.record_offset);
     Ok(letters)
 }

@@ -105,6 +105,28 @@ async fn a_retry_waits_for_a_row_that_another_transaction_adds_and_keeps_the_new
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_takes_along_what_a_batch_under_way_parks_behind_its_letters() {
+    let (world, feed, views, consumer) = kept_aside().await;
+    widen(&world).await;
+    // Stops the next batch where it stores its letter: its look for parked keys is behind it.
+    let mut other = world.db().await;
+    let stop = "begin; lock table cdc_dead_letter in share mode";
+    sqlx::raw_sql(stop).execute(&mut other).await.unwrap();
+    feed.send(&world, &[Event::new("u", 4, note(2, "last"))]).await;
+    world.session_shows("wait_event_type = 'Lock' and query like '%insert into cdc_dead_letter%'").await;
+
+    let go_on = async {
+        world.session_shows("wait_event_type = 'Lock' and query like '%from cdc_offset%for update'").await;
+        sqlx::raw_sql("commit").execute(&mut other).await.unwrap();
+    };
+    let (said, ()) = tokio::join!(retry(&world, &views), go_on);
+    assert_eq!(said.unwrap(), "applied 3 dead letters of this key\n");
+    world.shows("note", &[note(1, "ok"), note(2, "last")]).await;
+    assert_eq!(world.dead_letters().await, [""; 0]);
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dead_letters_are_listed_shown_and_dropped_with_their_key() {
     let (world, feed, _views, consumer) = kept_aside().await;
     let listed = dead_letters(&world, &["list"]).await.unwrap();
