@@ -97,9 +97,8 @@ pub(crate) async fn run(options: &ApiOptions) -> anyhow::Result<ExitCode> {
         keys: prepare().await?,
         step: &step,
     };
-    let wanted = |operation: &Operation| {
-        options.only.is_empty() || options.only.contains(operation)
-    };
+    let wanted =
+        |operation: &Operation| options.only.is_empty() || options.only.contains(operation);
     // First what leaves nothing to be streamed beside the next.
     let reads: Vec<_> = READS.into_iter().filter(wanted).collect();
     let mut figures = bench.figures(&reads).await?;

@@ -67,10 +67,8 @@ const RATIOS: [(Contestant, Contestant); 10] = [
     (Contestant::OursView, Contestant::TransactionsView),
 ];
 
-const WAL_RATIOS: [(Contestant, Contestant); 2] = [
-    (Contestant::Ours, Contestant::RowByRow),
-    (Contestant::OursView, Contestant::RowByRowView),
-];
+const WAL_RATIOS: [(Contestant, Contestant); 2] =
+    [(Contestant::Ours, Contestant::RowByRow), (Contestant::OursView, Contestant::RowByRowView)];
 
 /// Take part only when they are named.
 const SLOW: [Contestant; 2] = [Contestant::RowByRow, Contestant::RowByRowView];

@@ -113,10 +113,14 @@ async fn a_retry_takes_along_what_a_batch_under_way_parks_behind_its_letters() {
     let stop = "begin; lock table cdc_dead_letter in share mode";
     sqlx::raw_sql(stop).execute(&mut other).await.unwrap();
     feed.send(&world, &[Event::new("u", 4, note(2, "last"))]).await;
-    world.session_shows("wait_event_type = 'Lock' and query like '%insert into cdc_dead_letter%'").await;
+    world
+        .session_shows("wait_event_type = 'Lock' and query like '%insert into cdc_dead_letter%'")
+        .await;
 
     let go_on = async {
-        world.session_shows("wait_event_type = 'Lock' and query like '%from cdc_offset%for update'").await;
+        world
+            .session_shows("wait_event_type = 'Lock' and query like '%from cdc_offset%for update'")
+            .await;
         sqlx::raw_sql("commit").execute(&mut other).await.unwrap();
     };
     let (said, ()) = tokio::join!(retry(&world, &views), go_on);
