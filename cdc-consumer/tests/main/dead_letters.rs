@@ -108,20 +108,20 @@ async fn a_retry_waits_for_a_row_that_another_transaction_adds_and_keeps_the_new
 async fn a_retry_takes_along_what_a_batch_under_way_parks_behind_its_letters() {
     let (world, feed, views, consumer) = kept_aside().await;
     widen(&world).await;
-    // Stops the next batch where it stores its letter: its look for parked keys is behind it.
+    // Stops a batch that parks something at its commit.
+    let stop = "create function views_1.stop() returns trigger language plpgsql
+            as 'begin perform pg_advisory_xact_lock(1); return null; end';
+        create constraint trigger stop after insert on views_1.cdc_dead_letter
+            deferrable initially deferred for each row execute function views_1.stop();
+        select pg_advisory_lock(1)";
     let mut other = world.db().await;
-    let stop = "begin; lock table cdc_dead_letter in share mode";
     sqlx::raw_sql(stop).execute(&mut other).await.unwrap();
     feed.send(&world, &[Event::new("u", 4, note(2, "last"))]).await;
-    world
-        .session_shows("wait_event_type = 'Lock' and query like '%insert into cdc_dead_letter%'")
-        .await;
+    world.session_shows("wait_event = 'advisory'").await;
 
     let go_on = async {
-        world
-            .session_shows("wait_event_type = 'Lock' and query like '%from cdc_offset%for update'")
-            .await;
-        sqlx::raw_sql("commit").execute(&mut other).await.unwrap();
+        world.session_shows("wait_event_type = 'Lock' and wait_event <> 'advisory'").await;
+        sqlx::raw_sql("select pg_advisory_unlock(1)").execute(&mut other).await.unwrap();
     };
     let (said, ()) = tokio::join!(retry(&world, &views), go_on);
     assert_eq!(said.unwrap(), "applied 3 dead letters of this key\n");
