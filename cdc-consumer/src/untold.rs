@@ -21,7 +21,8 @@ pub(crate) struct Snapshot {
     pub(crate) source_epoch: i32,
 }
 
-/// Locks in order, as the fence does. Moves no partition that met a newer snapshot behind that place.
+/// Locks in order, as the fence does. Moves no partition that met a newer snapshot at that place or behind it.
+/// An older one may have had the same place, where nothing was sent between the two.
 const TELL: &str = "
     with place as (
         select * from unnest($2::int[], $3::bigint[]) as p (partition, place)
@@ -57,8 +58,10 @@ const TELL: &str = "
     where o.topic = $1
       and o.partition = p.partition
       and not exists (
-          select from jsonb_object_keys(o.source_snapshots) as k (first_offset)
-          where k.first_offset::bigint >= p.place)";
+          select from jsonb_each_text(o.source_snapshots) as known (first_offset, lsn)
+          where known.first_offset::bigint > p.place
+             or known.first_offset::bigint = p.place
+                and (newest.source_epoch, known.lsn::bigint) >= ($5, $4))";
 
 /// Tells partitions of a snapshot that lies at the given places of their logs.
 pub(crate) async fn tell(

@@ -144,3 +144,25 @@ async fn partitions_without_a_row_of_a_snapshot_are_swept_as_well() {
     world.counts_are_right().await;
     consumer.stop().await;
 }
+
+/// The second snapshot has the place in their logs that the first had.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_that_got_nothing_between_two_snapshots_are_swept_after_each() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    let mut users = Users::default();
+    let to = |partition: i32, event: &Event| feed.message(event).to(partition);
+    let first: Vec<_> = users.puts(1..=4);
+    let first = first.iter().zip([0, 0, 0, 1]).map(|(event, n)| to(n, event)).collect();
+    world.send(&feed.topic, first).await;
+    world.drained(&feed.topic, 2).await;
+    for deleted_unheard in [4, 3, 2] {
+        users.delete(deleted_unheard);
+        let rows: Vec<_> = snapshot(&mut users).iter().map(|event| to(0, event)).collect();
+        world.send(&feed.topic, rows).await;
+        world.shows("user_view", &users.as_view()).await;
+    }
+    world.counts_are_right().await;
+    consumer.stop().await;
+}
