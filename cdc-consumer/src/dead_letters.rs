@@ -128,18 +128,22 @@ async fn retry(settings: &RetrySettings, out: &mut impl Write) -> anyhow::Result
     let fetcher = RecordFetcher::new(&settings.kafka);
     let target = Target::new(&views, generation, i64::MAX, fetcher);
 
-    let mut tx = connection.begin().await?;
-    let letter = find(&mut tx, settings.id).await?;
-    let letters = take_with_followers(&mut tx, &letter).await?;
-    let shapes = views.iter().map(|view| (view.table.key_columns().len(), view.table.width()));
-    let mut batch = Batch::new(shapes);
+    let shapes = || views.iter().map(|view| (view.table.key_columns().len(), view.table.width()));
     let mut decoder = Decoder::new(Arc::clone(&views));
+    // Nobody asks the registry while the batches of the topic wait.
+    let letter = find(&mut connection, settings.id).await?;
+    let letters = with_followers(&mut connection, &letter).await?;
+    learn_schemas(&letters, &registry, &mut decoder, &mut Batch::new(shapes())).await?;
+
+    let mut tx = connection.begin().await?;
+    let letters = take_with_followers(&mut tx, &letter).await?;
+    let mut batch = Batch::new(shapes());
     for letter in &letters {
-        let mut progress = Progress::new(letter.record_offset, 0);
-        // A repetition: it keeps the source epoch it had.
-        progress.seen_offset = i64::MAX;
+        let mut progress = repetition(letter);
         progress.lineage = lineage(&mut tx, letter).await?;
-        decode(letter, &mut decoder, &registry, &mut progress, &mut batch).await?;
+        if let Decoded::NeedsSchema(id) = decode(letter, &mut decoder, &mut progress, &mut batch)? {
+            bail!("a letter with another schema, {id}, came for this key meanwhile, try again");
+        }
     }
     if let Some(refused) = batch.refused.first() {
         bail!(
@@ -163,13 +167,35 @@ async fn retry(settings: &RetrySettings, out: &mut impl Write) -> anyhow::Result
     Ok(())
 }
 
-async fn decode(
+/// A record that was seen before: it keeps the source epoch it had.
+fn repetition(letter: &DeadLetter) -> Progress {
+    let mut progress = Progress::new(letter.record_offset, 0);
+    progress.seen_offset = i64::MAX;
+    progress
+}
+
+/// Has the decoder know all schemas of the letters; what it makes of them goes into `trial`.
+async fn learn_schemas(
+    letters: &[DeadLetter],
+    registry: &Registry,
+    decoder: &mut Decoder,
+    trial: &mut Batch,
+) -> anyhow::Result<()> {
+    for letter in letters {
+        let mut progress = repetition(letter);
+        while let Decoded::NeedsSchema(id) = decode(letter, decoder, &mut progress, trial)? {
+            decoder.learn(id, registry.schema(id).await?);
+        }
+    }
+    Ok(())
+}
+
+fn decode(
     letter: &DeadLetter,
     decoder: &mut Decoder,
-    registry: &Registry,
     progress: &mut Progress,
     batch: &mut Batch,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Decoded> {
     if letter.record_value.is_none() {
         bail!(
             "dead letter {} has no record: the broker had compacted it away; a newer state of the row \
@@ -187,10 +213,7 @@ async fn decode(
         value: letter.record_value.as_deref(),
         schema_in_headers: false,
     };
-    while let Decoded::NeedsSchema(id) = decoder.decode(&record, &partition, progress, batch)? {
-        decoder.learn(id, registry.schema(id).await?);
-    }
-    Ok(())
+    Ok(decoder.decode(&record, &partition, progress, batch)?)
 }
 
 async fn lineage(connection: &mut PgConnection, letter: &DeadLetter) -> anyhow::Result<Lineage> {
@@ -221,6 +244,21 @@ async fn find(connection: &mut PgConnection, id: i64) -> anyhow::Result<DeadLett
 
 fn gone(id: i64) -> String {
     format!("there is no open dead letter {id}; `cdc-consumer dead-letters list` shows them")
+}
+
+/// A letter with all of its key, as they are now.
+async fn with_followers(
+    connection: &mut PgConnection,
+    letter: &DeadLetter,
+) -> anyhow::Result<Vec<DeadLetter>> {
+    let sql = format!("{SELECT} where id = $1 or (view_name = $2 and key_text = $3)");
+    sqlx::query_as(sqlx::AssertSqlSafe(sql))
+        .bind(letter.id)
+        .bind(&letter.view_name)
+        .bind(&letter.key_text)
+        .fetch_all(connection)
+        .await
+        .context("could not read the dead letters")
 }
 
 /// Deletes a letter with all of its key and returns them in the order of their records. Waits for the batches

@@ -6,6 +6,7 @@ use cdc_consumer::cli::{Cli, Command};
 use cdc_consumer::dead_letters;
 use clap::Parser;
 use serde_json::{Value as Json, json};
+use tokio::net::TcpListener;
 
 use crate::harness::World;
 use crate::harness::consumer::Consumer;
@@ -25,13 +26,17 @@ async fn dead_letters(world: &World, arguments: &[&str]) -> anyhow::Result<Strin
 
 /// `dead-letters retry` of the oldest one.
 async fn retry(world: &World, views: &str) -> anyhow::Result<String> {
+    retry_with(world, views, &world.registry).await
+}
+
+async fn retry_with(world: &World, views: &str, registry: &str) -> anyhow::Result<String> {
     let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.toml", world.name));
     std::fs::write(&file, views)?;
     let id = world.text("select min(id) from cdc_dead_letter").await;
     let (views, brokers, registry) = (
         format!("--views-file={}", file.display()),
         format!("--kafka-brokers={}", world.brokers),
-        format!("--schema-registry-url={}", world.registry),
+        format!("--schema-registry-url={registry}"),
     );
     dead_letters(world, &["retry", &id, &views, &brokers, &registry]).await
 }
@@ -127,6 +132,28 @@ async fn a_retry_takes_along_what_a_batch_under_way_parks_behind_its_letters() {
     assert_eq!(said.unwrap(), "applied 3 dead letters of this key\n");
     world.shows("note", &[note(1, "ok"), note(2, "last")]).await;
     assert_eq!(world.dead_letters().await, [""; 0]);
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_that_waits_for_the_registry_holds_up_no_batch() {
+    let (world, feed, views, consumer) = kept_aside().await;
+    widen(&world).await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let registry = format!("http://{}", silent.local_addr().unwrap());
+    {
+        let retrying = retry_with(&world, &views, &registry);
+        let applied_meanwhile = async {
+            let _asked = silent.accept().await.unwrap();
+            feed.send(&world, &[Event::new("u", 4, note(1, "later"))]).await;
+            world.shows("note", &[note(1, "later")]).await;
+        };
+        tokio::select! {
+            ended = retrying => panic!("it did not wait: {ended:?}"),
+            () = applied_meanwhile => {}
+        }
+    }
+    assert_eq!(world.dead_letters().await.len(), 2, "they are still there");
     consumer.stop().await;
 }
 
