@@ -19,11 +19,11 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::task::JoinSet;
 
 use crate::cli::ApiOptions;
-use crate::connect;
 use crate::figures::{Spread, float};
 use crate::http_client::HttpClient;
 use crate::report;
 use crate::servers::{Conditions, Servers, admin, execute};
+use crate::shipped;
 
 /// Rows to read from: enough that a list is a page among many.
 const ROWS: i64 = 20_000;
@@ -80,10 +80,13 @@ struct Keys {
 }
 
 pub(crate) async fn run(options: &ApiOptions) -> anyhow::Result<ExitCode> {
+    let wanted =
+        |operation: &Operation| options.only.is_empty() || options.only.contains(operation);
+    let creates = wanted(&Operation::CreateUser);
     // Two sides, each by one client and by many.
     let stopped = Duration::from_secs(options.seconds) * options.repeat * 4;
     ensure!(
-        stopped <= STOPPED_MAX,
+        !creates || stopped <= STOPPED_MAX,
         "users would be created for {stopped:?} while the connectors are stopped, which is more than \
          their slots are kept for; --seconds times --repeat may be {} at most",
         STOPPED_MAX.as_secs() / 4
@@ -97,17 +100,15 @@ pub(crate) async fn run(options: &ApiOptions) -> anyhow::Result<ExitCode> {
         keys: prepare().await?,
         step: &step,
     };
-    let wanted =
-        |operation: &Operation| options.only.is_empty() || options.only.contains(operation);
     // First what leaves nothing to be streamed beside the next.
     let reads: Vec<_> = READS.into_iter().filter(wanted).collect();
     let mut figures = bench.figures(&reads).await?;
-    if wanted(&Operation::CreateUser) {
+    if creates {
         let [_, many] = CLIENTS;
         figures.push(bench.figure(Operation::CreateUser, many, true).await?);
         // What Debezium and the consumer spend on a new user is no part of the service or the statement.
         let creates = bench.figures(&[Operation::CreateUser]);
-        figures.extend(connect::without_shipped(&servers, creates).await?);
+        figures.extend(shipped::stopped(&servers, creates).await?);
     }
     step.done("measured");
     let api = Api { seconds_each: options.seconds, figures, conditions };

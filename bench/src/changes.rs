@@ -8,6 +8,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::operations::Operations;
 use crate::servers::{Servers, admin};
+use crate::shipped;
 use crate::source::{DATABASE, Filled, slot};
 use crate::topic;
 
@@ -143,13 +144,7 @@ async fn change(
 /// The server gives up on a slot that is too far behind.
 async fn wait_for_debezium(db: &mut PgConnection, table: &str) -> anyhow::Result<()> {
     loop {
-        let behind: Option<i64> = sqlx::query_scalar(
-            "select pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint
-             from pg_replication_slots where slot_name = $1",
-        )
-        .bind(slot(table))
-        .fetch_one(&mut *db)
-        .await?;
+        let behind = shipped::behind(db, &slot(table)).await?;
         if behind.unwrap_or(0) < BEHIND_BYTES_MAX {
             return Ok(());
         }

@@ -94,8 +94,9 @@ pub(crate) struct DrainOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct StreamOptions {
-    /// Changes that are written at the source, as fast as it takes them
-    #[arg(long, default_value_t = 500_000, value_parser = clap::value_parser!(u64).range(1..))]
+    /// Changes that are written at the source, as fast as it takes them. The shipped connectors are
+    /// stopped meanwhile, and the server keeps 2 GB of log for them
+    #[arg(long, default_value_t = 500_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub(crate) changes: u64,
 
     /// How often each side runs; they take turns

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use devstack::addresses::CONNECTORS;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::Value as Json;
 
@@ -12,32 +11,6 @@ use crate::servers::Servers;
 /// For a connector to begin its work.
 const START_MAX: Duration = Duration::from_mins(2);
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// Does something while the shipped connectors are stopped, and lets them go on whatever became of it. Each
-/// of them reads the whole log of the server, whoever wrote it. Their slots keep that log meanwhile: more
-/// than `max_slot_wal_keep_size`, and the server gives them up.
-pub(crate) async fn without_shipped<T>(
-    servers: &Servers,
-    work: impl Future<Output = anyhow::Result<T>>,
-) -> anyhow::Result<T> {
-    let outcome = match stop_shipped(servers).await {
-        Ok(()) => work.await,
-        Err(error) => Err(error),
-    };
-    let mut resumed = Ok(());
-    for name in CONNECTORS {
-        resumed = resumed.and(Connector::resume(servers, name).await);
-    }
-    let outcome = outcome?;
-    resumed.map(|()| outcome)
-}
-
-async fn stop_shipped(servers: &Servers) -> anyhow::Result<()> {
-    for name in CONNECTORS {
-        Connector::stop(servers, name).await?;
-    }
-    Ok(())
-}
 
 /// A registered connector. Say [`Connector::remove`] in the end: it has no other.
 pub(crate) struct Connector {

@@ -21,7 +21,7 @@ const END_MAX: Duration = Duration::from_secs(30);
 /// A running consumer.
 pub(crate) struct Consumer {
     child: Child,
-    pid: u32,
+    pub(crate) pid: u32,
     group: String,
     log: PathBuf,
     views: PathBuf,

@@ -1,6 +1,6 @@
 //! `./dev bench stream`: whether the consumer keeps up with Debezium. As many changes of one mix are
 //! written at the source as fast as it takes them, once into the topic alone and once with the consumer
-//! behind it.
+//! behind it; with everybody on all processors, and with source and view on processors of their own.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -12,9 +12,11 @@ use sqlx::AssertSqlSafe;
 use crate::changes;
 use crate::cli::{Mix, StreamOptions};
 use crate::figures::{Spread, float};
+use crate::halves::Halves;
 use crate::ours::Consumer;
 use crate::report;
 use crate::servers::{Conditions, Servers};
+use crate::shipped;
 use crate::source::{Plan, Streaming};
 use crate::target::{Table, Target};
 
@@ -31,6 +33,15 @@ enum End {
 #[derive(Debug, Serialize)]
 struct Stream {
     changes: u64,
+    /// Everybody on all processors.
+    shared: Sides,
+    /// See [`Halves`]; absent on a single processor.
+    apart: Option<Sides>,
+    conditions: Conditions,
+}
+
+#[derive(Debug, Serialize)]
+struct Sides {
     /// From the first write to the end, changes a second.
     topic_per_second: Spread,
     view_per_second: Spread,
@@ -38,7 +49,6 @@ struct Stream {
     view_to_topic: Spread,
     /// From the last record in the topic to the last row in the view, of one run.
     seconds_behind_topic: Spread,
-    conditions: Conditions,
 }
 
 pub(crate) async fn run(options: &StreamOptions) -> anyhow::Result<ExitCode> {
@@ -54,35 +64,76 @@ async fn rounds(
     options: &StreamOptions,
     conditions: Conditions,
 ) -> anyhow::Result<Stream> {
-    let (mut topic, mut view, mut behind) = (Vec::new(), Vec::new(), Vec::new());
+    let halves = Halves::of_this_machine();
+    let (mut shared, mut apart) = (Rounds::default(), Rounds::default());
     for _ in 0..options.repeat {
-        topic.push(run_to(servers, options.changes, End::Topic).await?.per_second);
-        let run = run_to(servers, options.changes, End::View).await?;
-        view.push(run.per_second);
-        behind.push(run.behind.as_secs_f64());
+        shared.add(servers, options.changes, None).await?;
+        if let Some(halves) = &halves {
+            let round = apart.add(servers, options.changes, Some(halves));
+            halves.during(servers, round).await?;
+        }
     }
     Ok(Stream {
         changes: options.changes,
-        view_to_topic: Spread::of_ratios(&view, &topic)?,
-        topic_per_second: Spread::of_rounds(topic)?,
-        view_per_second: Spread::of_rounds(view)?,
-        seconds_behind_topic: Spread::of_rounds(behind)?,
+        shared: shared.sides()?,
+        apart: halves.map(|_| apart.sides()).transpose()?,
         conditions,
     })
 }
 
+#[derive(Debug, Default)]
+struct Rounds {
+    topic: Vec<f64>,
+    view: Vec<f64>,
+    behind: Vec<f64>,
+}
+
+impl Rounds {
+    async fn add(
+        &mut self,
+        servers: &Servers,
+        changes: u64,
+        halves: Option<&Halves>,
+    ) -> anyhow::Result<()> {
+        let run = Box::pin(run_to(servers, changes, End::Topic, halves));
+        self.topic.push(shipped::stopped(servers, run).await?.per_second);
+        let run = Box::pin(run_to(servers, changes, End::View, halves));
+        let run = shipped::stopped(servers, run).await?;
+        self.view.push(run.per_second);
+        self.behind.push(run.behind.as_secs_f64());
+        Ok(())
+    }
+
+    fn sides(self) -> anyhow::Result<Sides> {
+        Ok(Sides {
+            view_to_topic: Spread::of_ratios(&self.view, &self.topic)?,
+            topic_per_second: Spread::of_rounds(self.topic)?,
+            view_per_second: Spread::of_rounds(self.view)?,
+            seconds_behind_topic: Spread::of_rounds(self.behind)?,
+        })
+    }
+}
+
 fn table(stream: &Stream) -> String {
+    let mut lines = vec![format!("{} changes, from the first write", stream.changes)];
+    lines.extend(sides("all on all processors", &stream.shared));
+    if let Some(apart) = &stream.apart {
+        lines.extend(sides("source and Debezium on one half, Kafka and view on the other", apart));
+    }
+    lines.join("\n")
+}
+
+fn sides(placement: &str, sides: &Sides) -> [String; 5] {
     let line = |name: &str, Spread { median, min, max }, digits: usize| {
-        format!("{name:<44} {median:>10.digits$} ({min:.digits$}-{max:.digits$})")
+        format!("  {name:<42} {median:>10.digits$} ({min:.digits$}-{max:.digits$})")
     };
     [
-        format!("{} changes, from the first write", stream.changes),
-        line("into the topic, changes/s", stream.topic_per_second, 0),
-        line("into the view with its counts, changes/s", stream.view_per_second, 0),
-        line("view / topic", stream.view_to_topic, 2),
-        line("view complete after the topic, s", stream.seconds_behind_topic, 2),
+        format!("{placement}:"),
+        line("into the topic, changes/s", sides.topic_per_second, 0),
+        line("into the view with its counts, changes/s", sides.view_per_second, 0),
+        line("view / topic", sides.view_to_topic, 2),
+        line("view complete after the topic, s", sides.seconds_behind_topic, 2),
     ]
-    .join("\n")
 }
 
 /// What became of one run.
@@ -93,9 +144,16 @@ struct Run {
     behind: Duration,
 }
 
-/// Streams so many changes, on a table and a topic of their own.
-async fn run_to(servers: &Servers, changes: u64, end: End) -> anyhow::Result<Run> {
-    let step = servers.progress.step(format!("to the {end:?}").to_lowercase(), "preparing");
+/// Streams so many changes, on a table and a topic of their own, through one connector.
+async fn run_to(
+    servers: &Servers,
+    changes: u64,
+    end: End,
+    halves: Option<&Halves>,
+) -> anyhow::Result<Run> {
+    let apart = if halves.is_some() { ", apart" } else { "" };
+    let name = format!("to the {end:?}{apart}").to_lowercase();
+    let step = servers.progress.step(name, "preparing");
     let streaming = Streaming::start(servers, Plan::new(Mix::Mixed, changes, seed())).await?;
     let mut filled = streaming.filled.clone();
     let mut target = Target::create(&filled).await?;
@@ -117,8 +175,12 @@ async fn run_to(servers: &Servers, changes: u64, end: End) -> anyhow::Result<Run
     };
     let visible = async {
         if let Some(consumer) = &mut consumer {
+            let kept_apart = keep_apart(halves, consumer.pid);
             let look = || std::future::ready(consumer.check());
-            target.wait_until_complete(Table::UserView, look).await?;
+            tokio::select! {
+                complete = target.wait_until_complete(Table::UserView, look) => complete.map(drop)?,
+                kept = kept_apart => kept?,
+            }
         }
         anyhow::Ok(started.elapsed())
     };
@@ -136,6 +198,14 @@ async fn run_to(servers: &Servers, changes: u64, end: End) -> anyhow::Result<Run
     let behind = in_view.saturating_sub(in_topic);
     step.done(&format!("{per_second:.0} changes/s"));
     Ok(Run { per_second, behind })
+}
+
+/// Never ends but with an error.
+async fn keep_apart(halves: Option<&Halves>, consumer: u32) -> anyhow::Result<()> {
+    match halves {
+        Some(halves) => halves.keep_view_apart(consumer).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn wait_for_a_row(target: &Target, consumer: &mut Consumer) -> anyhow::Result<()> {
