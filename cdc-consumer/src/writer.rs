@@ -59,6 +59,14 @@ impl WriterLink {
             || self.building.byte_count() >= limits.batch_bytes_max.get()
     }
 
+    /// Hands over what there is to a writer that has nothing to do. The next batch of a busy one grows: a
+    /// transaction costs PostgreSQL the same whatever is in it.
+    pub(crate) fn hand_over_if_idle(&mut self) {
+        if self.under_way == 0 {
+            self.hand_over();
+        }
+    }
+
     /// Hands the batch over if the writer has room for it.
     pub(crate) fn hand_over(&mut self) {
         let Some(batches) = self.batches.as_ref().filter(|_| self.under_way < UNDER_WAY_MAX) else {
