@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use crate::cli::ApiOptions;
 use crate::figures::{Spread, float};
 use crate::http_client::HttpClient;
+use crate::interrupt::unless_interrupted;
 use crate::report;
 use crate::servers::{Conditions, Servers, admin, execute};
 use crate::shipped;
@@ -107,7 +108,7 @@ pub(crate) async fn run(options: &ApiOptions) -> anyhow::Result<ExitCode> {
         let [_, many] = CLIENTS;
         figures.push(bench.figure(Operation::CreateUser, many, true).await?);
         // What Debezium and the consumer spend on a new user is no part of the service or the statement.
-        let creates = bench.figures(&[Operation::CreateUser]);
+        let creates = unless_interrupted(bench.figures(&[Operation::CreateUser]));
         figures.extend(shipped::stopped(&servers, creates).await?);
     }
     step.done("measured");

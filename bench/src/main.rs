@@ -14,6 +14,7 @@ mod drain;
 mod figures;
 mod halves;
 mod http_client;
+mod interrupt;
 mod jdbc;
 mod kafka_offsets;
 mod latency;

@@ -3,11 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, ensure};
 use devstack::addresses::CONNECTORS;
 use sqlx::PgConnection;
 
 use crate::connect::Connector;
+use crate::interrupt::unless_interrupted;
 use crate::servers::{Servers, admin};
 
 /// What a connector that runs is behind at most: its services write a heartbeat every second.
@@ -16,18 +17,15 @@ const BEHIND_BYTES_MAX: i64 = 16 << 20;
 const STILL_MAX: Duration = Duration::from_mins(2);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// Does something while the shipped connectors are stopped, lets them go on whatever became of it (an
-/// interrupt ends only the work), and waits until they have read what was written meanwhile. Their slots keep that log: more than
+/// Does something while the shipped connectors are stopped, lets them go on whatever became of it, and
+/// waits until they have read what was written meanwhile. Their slots keep that log: more than
 /// `max_slot_wal_keep_size`, and the server gives them up.
 pub(crate) async fn stopped<T>(
     servers: &Servers,
     work: impl Future<Output = anyhow::Result<T>>,
 ) -> anyhow::Result<T> {
-    let outcome = match stop(servers).await {
-        Ok(()) => tokio::select! {
-            outcome = work => outcome,
-            _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
-        },
+    let outcome = match unless_interrupted(stop(servers)).await {
+        Ok(()) => work.await,
         Err(error) => Err(error),
     };
     let resumed = resume(servers).await;

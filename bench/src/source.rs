@@ -155,7 +155,7 @@ impl Streaming {
         let filled = Filled::planned(plan)?;
         let Filled { table, topic, .. } = &filled;
         let mut db = prepare().await?;
-        Connector::remove_all(servers, "bench-").await?;
+        remove_leftovers(servers, &mut db).await?;
         if topic::record_counts(servers, topic).await?.is_some() {
             topic::remove(servers, topic).await?;
         }
@@ -204,10 +204,21 @@ async fn prepare() -> anyhow::Result<PgConnection> {
     Ok(db)
 }
 
+/// What runs that were broken off left behind, which would stream beside the next, or hold back the log.
+async fn remove_leftovers(servers: &Servers, db: &mut PgConnection) -> anyhow::Result<()> {
+    Connector::remove_all(servers, "bench-").await?;
+    let slots =
+        "select slot_name::text from pg_replication_slots where database = current_database()";
+    let slots: Vec<String> = sqlx::query_scalar(slots).fetch_all(&mut *db).await?;
+    for slot in slots {
+        drop_slot(db, &slot, SLOT_MAX).await?;
+    }
+    Ok(())
+}
+
 /// The table, its publication, and a function that makes changes one by one: PostgreSQL takes a
 /// transaction's changes in one call, whatever their order.
 async fn create(db: &mut PgConnection, plan: &Plan, table: &str) -> anyhow::Result<()> {
-    drop_slot(db, &slot(table), SLOT_MAX).await?;
     let (more_names, more_values, more_set) = if plan.nullable() {
         (
             ", note, balance, seen_on",

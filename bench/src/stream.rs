@@ -13,11 +13,12 @@ use crate::changes;
 use crate::cli::{Mix, StreamOptions};
 use crate::figures::{Spread, float};
 use crate::halves::Halves;
+use crate::interrupt::unless_interrupted;
 use crate::ours::Consumer;
 use crate::report;
 use crate::servers::{Conditions, Servers};
 use crate::shipped;
-use crate::source::{Plan, Streaming};
+use crate::source::{Filled, Plan, Streaming};
 use crate::target::{Table, Target};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -154,8 +155,23 @@ async fn run_to(
     let apart = if halves.is_some() { ", apart" } else { "" };
     let name = format!("to the {end:?}{apart}").to_lowercase();
     let step = servers.progress.step(name, "preparing");
-    let streaming = Streaming::start(servers, Plan::new(Mix::Mixed, changes, seed())).await?;
-    let mut filled = streaming.filled.clone();
+    let streaming = Streaming::start(servers, Plan::new(Mix::Mixed, changes, seed()));
+    let streaming = unless_interrupted(streaming).await?;
+    let measured = measure(servers, streaming.filled.clone(), end, halves, &step);
+    let outcome = unless_interrupted(measured).await;
+    streaming.discard(servers).await?;
+    let run = outcome?;
+    step.done(&format!("{:.0} changes/s", run.per_second));
+    Ok(run)
+}
+
+async fn measure(
+    servers: &Servers,
+    mut filled: Filled,
+    end: End,
+    halves: Option<&Halves>,
+    step: &devstack::Step,
+) -> anyhow::Result<Run> {
     let mut target = Target::create(&filled).await?;
     target.reset().await?;
     let mut consumer = match end {
@@ -170,7 +186,7 @@ async fn run_to(
     step.message("streaming");
     let started = Instant::now();
     let streaming_records = async {
-        let records = changes::stream(servers, &filled, &step).await?;
+        let records = changes::stream(servers, &filled, step).await?;
         Ok((records, started.elapsed()))
     };
     let visible = async {
@@ -192,12 +208,9 @@ async fn run_to(
         ensure!(difference.none(), "the view differs from the source: {difference}");
         consumer.stop(servers, &target).await?;
     }
-    streaming.discard(servers).await?;
     let end = in_topic.max(in_view);
     let per_second = float(filled.changes) / end.as_secs_f64();
-    let behind = in_view.saturating_sub(in_topic);
-    step.done(&format!("{per_second:.0} changes/s"));
-    Ok(Run { per_second, behind })
+    Ok(Run { per_second, behind: in_view.saturating_sub(in_topic) })
 }
 
 /// Never ends but with an error.
