@@ -9,7 +9,7 @@ use crate::servers::Servers;
 const FIRST_RATE: u32 = 500;
 /// Faster than anything this program could write.
 const RATE_MAX: u32 = 100_000;
-/// How long each rate is tried.
+/// How long each rate is tried at first: a backlog that grows slowly shows later.
 const TRY_SECONDS: u32 = 8;
 /// A rate fails when it failed so often: the machine may have been busy with something else.
 const TRIES: u32 = 2;
@@ -33,6 +33,7 @@ pub(crate) struct Steps {
 #[derive(Debug, Serialize)]
 struct Try {
     rate: u32,
+    seconds: u32,
     committed_rate: f64,
     /// Rows not yet visible when the last one was committed.
     behind: u64,
@@ -44,7 +45,13 @@ pub(crate) async fn run(servers: &Servers, seconds: u32) -> anyhow::Result<(Step
     let mut tries = Vec::new();
     let mut search = Search::default();
     while let Some(rate) = search.next() {
-        search.note(rate, holds(servers, rate, &mut tries).await?);
+        search.note(rate, holds(servers, rate, TRY_SECONDS, &mut tries).await?);
+    }
+    // What is kept for as long as latency is measured is kept.
+    while let Some(rate) = search.good
+        && !holds(servers, rate, seconds, &mut tries).await?
+    {
+        search.slower();
     }
     let mut runs = Vec::new();
     for share in SHARES {
@@ -63,15 +70,20 @@ pub(crate) async fn run(servers: &Servers, seconds: u32) -> anyhow::Result<(Step
     Ok((steps, runs))
 }
 
-async fn holds(servers: &Servers, rate: u32, tries: &mut Vec<Try>) -> anyhow::Result<bool> {
+async fn holds(
+    servers: &Servers,
+    rate: u32,
+    seconds: u32,
+    tries: &mut Vec<Try>,
+) -> anyhow::Result<bool> {
     for _ in 0..TRIES {
         let step = servers.progress.step(format!("{rate}/s"), "does the view keep up?");
-        let written = write_and_read(VIEW, rate, TRY_SECONDS).await?;
+        let written = write_and_read(VIEW, rate, seconds).await?;
         let (committed_rate, behind) = (written.committed_rate, written.behind);
         let keeps_up = keeps_up(rate, committed_rate, behind);
         let verdict = if keeps_up { "keeps up" } else { "falls behind" };
         step.done(&format!("{verdict}: {committed_rate:.0}/s committed, {behind} rows missing"));
-        tries.push(Try { rate, committed_rate, behind, keeps_up });
+        tries.push(Try { rate, seconds, committed_rate, behind, keeps_up });
         if keeps_up {
             return Ok(true);
         }
@@ -103,6 +115,11 @@ impl Search {
                 (self.halvings < HALVINGS).then_some(between)
             }
         }
+    }
+
+    /// The next rate below one that was kept for a short time only.
+    fn slower(&mut self) {
+        self.good = self.good.map(|rate| rate * 9 / 10).filter(|rate| *rate >= RATE_MIN);
     }
 
     fn note(&mut self, rate: u32, keeps_up: bool) {
@@ -140,6 +157,17 @@ mod tests {
         check(1300, &[500, 700, 980, 1372, 1176, 1274], Some(1274));
         check(400, &[500, 250, 375], Some(375));
         check(100, &[500, 250, 125], None);
+    }
+
+    #[test]
+    fn a_rate_that_is_not_kept_for_long_gives_way_to_slower_ones_down_to_none() {
+        let mut search = Search { good: Some(20), ..Search::default() };
+        search.slower();
+        assert_eq!(search.good, Some(18));
+        search.slower();
+        assert_eq!(search.good, Some(16));
+        search.slower();
+        assert_eq!(search.good, None);
     }
 
     #[test]
