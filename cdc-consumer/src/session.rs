@@ -162,7 +162,7 @@ impl Session {
                 Some(Ok(message)) => self.take(&source::record(&message), || message.detach())?,
                 Some(Err(error)) => self.on_poll_error(&error)?,
                 None => {
-                    self.writers.iter_mut().for_each(WriterLink::hand_over_if_idle);
+                    self.writers.iter_mut().for_each(WriterLink::hand_over_at_rest);
                     match consumer.poll(self.poll_wait()) {
                         Some(Ok(message)) => {
                             self.take(&source::record(&message), || message.detach())?;

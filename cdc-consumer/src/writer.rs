@@ -24,6 +24,9 @@ use crate::recovery::{self, Backoff, Recovery};
 /// Batches that a writer may have: the one it applies, and one that is ready when that is done.
 pub(crate) const UNDER_WAY_MAX: usize = 2;
 
+/// Records beside which the fixed cost of a transaction is small.
+const WORTH_QUEUEING: usize = 1000;
+
 /// What came of a batch.
 #[derive(Debug)]
 pub enum Report {
@@ -59,10 +62,10 @@ impl WriterLink {
             || self.building.byte_count() >= limits.batch_bytes_max.get()
     }
 
-    /// Hands over what there is to a writer that has nothing to do. The next batch of a busy one grows: a
-    /// transaction costs PostgreSQL the same whatever is in it.
-    pub(crate) fn hand_over_if_idle(&mut self) {
-        if self.under_way == 0 {
+    /// Hands over what there is to a writer that has nothing to do, and to a busy one what is worth a
+    /// transaction of its own; less than that grows meanwhile.
+    pub(crate) fn hand_over_at_rest(&mut self) {
+        if self.under_way == 0 || self.building.record_count >= WORTH_QUEUEING {
             self.hand_over();
         }
     }
