@@ -7,8 +7,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::operations::Operations;
-use crate::servers::{Servers, admin};
-use crate::shipped;
+use crate::servers::{Servers, admin, slot_behind};
 use crate::source::{DATABASE, Filled, slot};
 use crate::topic;
 
@@ -144,7 +143,7 @@ async fn change(
 /// The server gives up on a slot that is too far behind.
 async fn wait_for_debezium(db: &mut PgConnection, table: &str) -> anyhow::Result<()> {
     loop {
-        let behind = shipped::behind(db, &slot(table)).await?;
+        let behind = slot_behind(db, &slot(table)).await?;
         if behind.unwrap_or(0) < BEHIND_BYTES_MAX {
             return Ok(());
         }

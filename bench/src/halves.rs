@@ -9,6 +9,7 @@ use anyhow::{Context, ensure};
 use devstack::Service;
 use sqlx::PgConnection;
 
+use crate::interrupt::cleaned_up;
 use crate::servers::{Servers, admin};
 use crate::target::DATABASE;
 
@@ -16,7 +17,7 @@ use crate::target::DATABASE;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Numbers of processors, as `taskset` takes them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Halves {
     source: String,
     view: String,
@@ -44,27 +45,17 @@ impl Halves {
         servers: &Servers,
         work: impl Future<Output = anyhow::Result<T>>,
     ) -> anyhow::Result<T> {
-        let outcome = match self.bind(servers).await {
-            Ok(()) => work.await,
-            Err(error) => Err(error),
+        let apart = async {
+            self.bind(servers).await?;
+            work.await
         };
-        let released = release(servers, &self.both).await;
-        let outcome = outcome?;
-        released.map(|()| outcome)
+        cleaned_up(apart, release(servers, &self.both)).await
     }
 
     /// Binds everybody but who applies the view. Backends that begin later are bound like the server
     /// that starts them, to the source's half.
     async fn bind(&self, servers: &Servers) -> anyhow::Result<()> {
-        bind(std::process::id(), &self.source)?;
-        for (service, half) in [
-            (Service::Postgres, &self.source),
-            (Service::Connect, &self.source),
-            (Service::Kafka, &self.view),
-            (Service::Registry, &self.view),
-        ] {
-            bind(pid(servers, service)?, half)?;
-        }
+        bind_servers(servers, &self.source, &self.view)?;
         let mut db = admin("postgres").await?;
         // Checkpoints and the log are everybody's: who writes them stays on both halves.
         let sql = "backend_type in ('client backend', 'walsender')";
@@ -91,12 +82,23 @@ impl Halves {
 }
 
 async fn release(servers: &Servers, both: &str) -> anyhow::Result<()> {
-    bind(std::process::id(), both)?;
-    for service in [Service::Postgres, Service::Connect, Service::Kafka, Service::Registry] {
-        bind(pid(servers, service)?, both)?;
-    }
+    bind_servers(servers, both, both)?;
     for backend in backends(&mut admin("postgres").await?, "true").await? {
         bind(backend, both)?;
+    }
+    Ok(())
+}
+
+/// This program, which writes at the source, and the servers, without the backends that run already.
+fn bind_servers(servers: &Servers, source: &str, view: &str) -> anyhow::Result<()> {
+    bind(std::process::id(), source)?;
+    for (service, half) in [
+        (Service::Postgres, source),
+        (Service::Connect, source),
+        (Service::Kafka, view),
+        (Service::Registry, view),
+    ] {
+        bind(pid(servers, service)?, half)?;
     }
     Ok(())
 }

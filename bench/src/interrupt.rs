@@ -1,4 +1,4 @@
-//! Ctrl-C during work that must be cleaned up after.
+//! Work that must be cleaned up after, whatever became of it.
 
 use std::sync::LazyLock;
 
@@ -27,5 +27,17 @@ pub(crate) async fn unless_interrupted<T>(
         biased;
         Ok(_) = pressed.wait_for(|pressed| *pressed) => bail!("interrupted"),
         outcome = work => outcome,
+    }
+}
+
+/// Cleans up when the work is over. Of two errors both are told.
+pub(crate) async fn cleaned_up<T>(
+    work: impl Future<Output = anyhow::Result<T>>,
+    clean_up: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<T> {
+    let outcome = work.await;
+    match (outcome, clean_up.await) {
+        (Err(error), Err(also)) => Err(error.context(format!("and to clean up failed: {also:#}"))),
+        (outcome, cleaned) => outcome.and_then(|outcome| cleaned.map(|()| outcome)),
     }
 }

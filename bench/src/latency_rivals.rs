@@ -13,6 +13,7 @@ use devstack::addresses::{ADMIN_PASSWORD, HOST, POSTGRES_PORT, TOPICS, USER_DATA
 use sqlx::AssertSqlSafe;
 
 use crate::connect::Connector;
+use crate::interrupt::cleaned_up;
 use crate::jdbc::{self, Sink, Way};
 use crate::latency::CONNECTOR;
 use crate::latency_loop::{Place, VIEW, wait_until_alive};
@@ -57,17 +58,9 @@ pub(crate) async fn prepare(servers: &Servers) -> anyhow::Result<()> {
 
 /// Both, one after the other. The system is as before in the end, also after an error.
 pub(crate) async fn run(servers: &Servers, rate: u32, seconds: u32) -> anyhow::Result<Vec<Run>> {
-    let measured = both(servers, rate, seconds).await;
-    let tidied = tidy(servers).await;
-    match (measured, tidied) {
-        (Err(error), Err(also)) => Err(error.context(format!("and to tidy up failed: {also:#}"))),
-        (measured, tidied) => {
-            let runs = measured?;
-            tidied?;
-            wait_until_alive(VIEW).await?;
-            Ok(runs)
-        }
-    }
+    let runs = cleaned_up(both(servers, rate, seconds), tidy(servers)).await?;
+    wait_until_alive(VIEW).await?;
+    Ok(runs)
 }
 
 async fn both(servers: &Servers, rate: u32, seconds: u32) -> anyhow::Result<Vec<Run>> {

@@ -120,6 +120,13 @@ pub(crate) async fn drop_slot(
     }
 }
 
+/// Bytes of log that a slot's reader has not confirmed; `None` if there is no such slot or it is of no use.
+pub(crate) async fn slot_behind(db: &mut PgConnection, slot: &str) -> anyhow::Result<Option<i64>> {
+    let sql = "select pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint
+               from pg_replication_slots where slot_name = $1 and wal_status <> 'lost'";
+    Ok(sqlx::query_scalar(sql).bind(slot).fetch_optional(db).await?.flatten())
+}
+
 /// Statements without results.
 pub(crate) async fn execute(db: &mut PgConnection, sql: &str) -> anyhow::Result<()> {
     let done = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(db).await;

@@ -8,8 +8,8 @@ use devstack::addresses::CONNECTORS;
 use sqlx::PgConnection;
 
 use crate::connect::Connector;
-use crate::interrupt::unless_interrupted;
-use crate::servers::{Servers, admin};
+use crate::interrupt::{cleaned_up, unless_interrupted};
+use crate::servers::{Servers, admin, slot_behind};
 
 /// What a connector that runs is behind at most: its services write a heartbeat every second.
 const BEHIND_BYTES_MAX: i64 = 16 << 20;
@@ -24,13 +24,11 @@ pub(crate) async fn stopped<T>(
     servers: &Servers,
     work: impl Future<Output = anyhow::Result<T>>,
 ) -> anyhow::Result<T> {
-    let outcome = match unless_interrupted(stop(servers)).await {
-        Ok(()) => work.await,
-        Err(error) => Err(error),
+    let stopped = async {
+        unless_interrupted(stop(servers)).await?;
+        work.await
     };
-    let resumed = resume(servers).await;
-    let outcome = outcome?;
-    resumed.map(|()| outcome)
+    cleaned_up(stopped, resume(servers)).await
 }
 
 async fn stop(servers: &Servers) -> anyhow::Result<()> {
@@ -58,7 +56,8 @@ async fn resume(servers: &Servers) -> anyhow::Result<()> {
 async fn catch_up(db: &mut PgConnection, slot: &str) -> anyhow::Result<()> {
     let (mut least, mut moved) = (i64::MAX, Instant::now());
     loop {
-        let behind = behind(db, slot).await?.with_context(|| format!("slot {slot} is lost"))?;
+        let behind = slot_behind(db, slot).await?;
+        let behind = behind.with_context(|| format!("slot {slot} is lost"))?;
         if behind < BEHIND_BYTES_MAX {
             return Ok(());
         }
@@ -69,11 +68,4 @@ async fn catch_up(db: &mut PgConnection, slot: &str) -> anyhow::Result<()> {
         ensure!(!still, "slot {slot} stays {behind} bytes behind");
         tokio::time::sleep(LOOK_EVERY).await;
     }
-}
-
-/// Bytes of log that a slot's reader has not confirmed; `None` if there is no such slot or it is of no use.
-pub(crate) async fn behind(db: &mut PgConnection, slot: &str) -> anyhow::Result<Option<i64>> {
-    let sql = "select pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint
-               from pg_replication_slots where slot_name = $1 and wal_status <> 'lost'";
-    Ok(sqlx::query_scalar(sql).bind(slot).fetch_optional(db).await?.flatten())
 }

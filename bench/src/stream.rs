@@ -13,7 +13,7 @@ use crate::changes;
 use crate::cli::{Mix, StreamOptions};
 use crate::figures::{Spread, float};
 use crate::halves::Halves;
-use crate::interrupt::unless_interrupted;
+use crate::interrupt::{cleaned_up, unless_interrupted};
 use crate::ours::Consumer;
 use crate::report;
 use crate::servers::{Conditions, Servers};
@@ -70,7 +70,7 @@ async fn rounds(
     for _ in 0..options.repeat {
         shared.add(servers, options.changes, None).await?;
         if let Some(halves) = &halves {
-            let round = apart.add(servers, options.changes, Some(halves));
+            let round = Box::pin(apart.add(servers, options.changes, Some(halves)));
             halves.during(servers, round).await?;
         }
     }
@@ -157,10 +157,8 @@ async fn run_to(
     let step = servers.progress.step(name, "preparing");
     let streaming = Streaming::start(servers, Plan::new(Mix::Mixed, changes, seed()));
     let streaming = unless_interrupted(streaming).await?;
-    let measured = measure(servers, streaming.filled.clone(), end, halves, &step);
-    let outcome = unless_interrupted(measured).await;
-    streaming.discard(servers).await?;
-    let run = outcome?;
+    let measured = Box::pin(measure(servers, streaming.filled.clone(), end, halves, &step));
+    let run = cleaned_up(unless_interrupted(measured), streaming.discard(servers)).await?;
     step.done(&format!("{:.0} changes/s", run.per_second));
     Ok(run)
 }
