@@ -38,10 +38,13 @@ struct DeadLetter {
     record_value: Option<Vec<u8>>,
 }
 
-const SELECT: &str = "
-    select id, view_name, topic, partition, record_offset, reason, error, schema_id,
-        quarantined_at::text as quarantined_at, key_text, record_key, record_value
-    from cdc_dead_letter";
+/// What a [`DeadLetter`] is read from.
+const COLUMNS: &str = "
+    id, view_name, topic, partition, record_offset, reason, error, schema_id,
+    quarantined_at::text as quarantined_at, key_text, record_key, record_value";
+
+/// Letters of one key; see [`of_key`].
+const OF_KEY: &str = "id = $1 or (view_name = $2 and key_text = $3)";
 
 /// Runs one of the subcommands.
 pub async fn execute(command: &DeadLettersCommand, out: &mut impl Write) -> anyhow::Result<()> {
@@ -55,11 +58,11 @@ pub async fn execute(command: &DeadLettersCommand, out: &mut impl Write) -> anyh
 
 async fn list(settings: &DeadLetterSettings, out: &mut impl Write) -> anyhow::Result<()> {
     let (_, _, mut connection) = connect(&settings.database).await?;
-    let letters: Vec<DeadLetter> =
-        sqlx::query_as(sqlx::AssertSqlSafe(format!("{SELECT} order by id")))
-            .fetch_all(&mut connection)
-            .await
-            .context("could not read the dead letters")?;
+    let sql = format!("select {COLUMNS} from cdc_dead_letter order by id");
+    let letters: Vec<DeadLetter> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+        .fetch_all(&mut connection)
+        .await
+        .context("could not read the dead letters")?;
     if settings.json {
         serde_json::to_writer_pretty(&mut *out, &letters)?;
         writeln!(out)?;
@@ -132,7 +135,9 @@ async fn retry(settings: &RetrySettings, out: &mut impl Write) -> anyhow::Result
     let mut decoder = Decoder::new(Arc::clone(&views));
     // Nobody asks the registry while the batches of the topic wait.
     let letter = find(&mut connection, settings.id).await?;
-    let letters = with_followers(&mut connection, &letter).await?;
+    let sql = format!("select {COLUMNS} from cdc_dead_letter where {OF_KEY}");
+    let letters = of_key(&mut connection, sql, &letter).await;
+    let letters = letters.context("could not read the dead letters")?;
     learn_schemas(&letters, &registry, &mut decoder, &mut Batch::new(shapes())).await?;
 
     let mut tx = connection.begin().await?;
@@ -234,7 +239,8 @@ async fn lineage(connection: &mut PgConnection, letter: &DeadLetter) -> anyhow::
 }
 
 async fn find(connection: &mut PgConnection, id: i64) -> anyhow::Result<DeadLetter> {
-    let letter = sqlx::query_as(sqlx::AssertSqlSafe(format!("{SELECT} where id = $1")))
+    let sql = format!("select {COLUMNS} from cdc_dead_letter where id = $1");
+    let letter = sqlx::query_as(sqlx::AssertSqlSafe(sql))
         .bind(id)
         .fetch_optional(connection)
         .await
@@ -246,19 +252,18 @@ fn gone(id: i64) -> String {
     format!("there is no open dead letter {id}; `cdc-consumer dead-letters list` shows them")
 }
 
-/// A letter with all of its key, as they are now.
-async fn with_followers(
+/// Runs a statement about a letter and all others of its key.
+async fn of_key(
     connection: &mut PgConnection,
+    sql: String,
     letter: &DeadLetter,
-) -> anyhow::Result<Vec<DeadLetter>> {
-    let sql = format!("{SELECT} where id = $1 or (view_name = $2 and key_text = $3)");
+) -> sqlx::Result<Vec<DeadLetter>> {
     sqlx::query_as(sqlx::AssertSqlSafe(sql))
         .bind(letter.id)
         .bind(&letter.view_name)
         .bind(&letter.key_text)
         .fetch_all(connection)
         .await
-        .context("could not read the dead letters")
 }
 
 /// Deletes a letter with all of its key and returns them in the order of their records. Waits for the batches
@@ -274,18 +279,9 @@ async fn take_with_followers(
         .execute(&mut *connection)
         .await
         .context("could not wait for the batches of the topic")?;
-    let mut letters: Vec<DeadLetter> = sqlx::query_as(
-        "delete from cdc_dead_letter
-         where id = $1 or (view_name = $2 and key_text = $3)
-         returning id, view_name, topic, partition, record_offset, reason, error, schema_id,
-             quarantined_at::text as quarantined_at, key_text, record_key, record_value",
-    )
-    .bind(letter.id)
-    .bind(&letter.view_name)
-    .bind(&letter.key_text)
-    .fetch_all(connection)
-    .await
-    .context("could not take the dead letters")?;
+    let sql = format!("delete from cdc_dead_letter where {OF_KEY} returning {COLUMNS}");
+    let mut letters =
+        of_key(connection, sql, letter).await.context("could not take the dead letters")?;
     // Somebody else may have taken them meanwhile.
     ensure!(!letters.is_empty(), gone(letter.id));
     letters.sort_by_key(|letter| letter.record_offset);
