@@ -29,7 +29,8 @@ pub(crate) enum Verb {
     Agree(AgreeOptions),
     /// How fast a full topic is applied: the consumer, the JDBC sink, SQL alone, COPY
     Drain(DrainOptions),
-    /// Whether the consumer keeps up with Debezium: changes streamed into a topic, and into the view
+    /// Whether the consumer keeps up with Debezium: changes streamed into a topic, and into the view; with
+    /// everybody on all processors, and with source and view on processors of their own
     Stream(StreamOptions),
     /// Whether the shape of the load matters: one huge transaction, one department for all rows
     Shapes(ShapesOptions),

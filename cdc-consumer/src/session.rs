@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Batches grow by themselves: while a writer is busy its next batch collects what arrives, up to the
-//! limits; when nothing more is at hand, an idle writer gets what there is. No timer.
+//! limits; when nothing more is at hand, an idle writer gets what there is, and what is worth a transaction
+//! of its own is queued behind a busy one. No timer.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
