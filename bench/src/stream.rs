@@ -23,7 +23,7 @@ use crate::target::{Table, Target};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum End {
     /// The last record is in the topic.
     Topic,
@@ -67,6 +67,9 @@ async fn rounds(
 ) -> anyhow::Result<Stream> {
     let halves = Halves::of_this_machine();
     let (mut shared, mut apart) = (Rounds::default(), Rounds::default());
+    // Not counted: a Connect that has just started takes a run to become as fast as it will be.
+    let warming = Box::pin(run_to(servers, "warming up", options.changes, End::Topic, None));
+    shipped::stopped(servers, warming).await?;
     for _ in 0..options.repeat {
         shared.add(servers, options.changes, None).await?;
         if let Some(halves) = &halves {
@@ -96,9 +99,13 @@ impl Rounds {
         changes: u64,
         halves: Option<&Halves>,
     ) -> anyhow::Result<()> {
-        let run = Box::pin(run_to(servers, changes, End::Topic, halves));
+        let [topic, view] = match halves {
+            None => ["to the topic", "to the view"],
+            Some(_) => ["to the topic, apart", "to the view, apart"],
+        };
+        let run = Box::pin(run_to(servers, topic, changes, End::Topic, halves));
         self.topic.push(shipped::stopped(servers, run).await?.per_second);
-        let run = Box::pin(run_to(servers, changes, End::View, halves));
+        let run = Box::pin(run_to(servers, view, changes, End::View, halves));
         let run = shipped::stopped(servers, run).await?;
         self.view.push(run.per_second);
         self.behind.push(run.behind.as_secs_f64());
@@ -148,12 +155,11 @@ struct Run {
 /// Streams so many changes, on a table and a topic of their own, through one connector.
 async fn run_to(
     servers: &Servers,
+    name: &'static str,
     changes: u64,
     end: End,
     halves: Option<&Halves>,
 ) -> anyhow::Result<Run> {
-    let apart = if halves.is_some() { ", apart" } else { "" };
-    let name = format!("to the {end:?}{apart}").to_lowercase();
     let step = servers.progress.step(name, "preparing");
     let streaming = Streaming::start(servers, Plan::new(Mix::Mixed, changes, seed()));
     let streaming = unless_interrupted(streaming).await?;
