@@ -5,8 +5,9 @@
 //! ```
 //!
 //! Batches grow by themselves: while a writer is busy its next batch collects what arrives, up to the
-//! limits; when nothing more is at hand, an idle writer gets what there is, and what is worth a transaction
-//! of its own is queued behind a busy one. No timer.
+//! limits. An idle writer gets what is worth a transaction of its own; when nothing more is at hand, or
+//! nothing more can be taken, it gets what there is, and what is worth a transaction is queued behind a busy
+//! one. No timer.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -193,10 +194,9 @@ impl Session {
     /// With a full batch that its writer has no room for: waits for a report instead of reading on.
     /// Returns whether it waited.
     fn wait_for_room(&mut self) -> Result<bool, SessionError> {
-        self.writers
-            .iter_mut()
-            .filter(|writer| writer.full(&self.limits))
-            .for_each(WriterLink::hand_over);
+        for writer in &mut self.writers {
+            writer.hand_over_in_passing(&self.limits);
+        }
         if !self.full() {
             self.stuck_since = None;
             if std::mem::take(&mut self.paused) {
@@ -204,6 +204,8 @@ impl Session {
             }
             return Ok(false);
         }
+        // The other writers get nothing more either until this one has room.
+        self.writers.iter_mut().for_each(WriterLink::hand_over_at_rest);
         let since = *self.stuck_since.get_or_insert_with(Instant::now);
         if since.elapsed() > STUCK_AFTER && !self.paused {
             source::set_flow(&self.consumer, &self.partitions(), Flow::Pause)?;

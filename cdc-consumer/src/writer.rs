@@ -24,8 +24,8 @@ use crate::recovery::{self, Backoff, Recovery};
 /// Batches that a writer may have: the one it applies, and one that is ready when that is done.
 pub(crate) const UNDER_WAY_MAX: usize = 2;
 
-/// Records beside which the fixed cost of a transaction is small.
-const WORTH_QUEUEING: usize = 1000;
+/// From so many records on, their rows cost more than the transaction around them.
+const WORTH_A_TRANSACTION: usize = 250;
 
 /// What came of a batch.
 #[derive(Debug)]
@@ -62,12 +62,25 @@ impl WriterLink {
             || self.building.byte_count() >= limits.batch_bytes_max.get()
     }
 
-    /// Hands over what there is to a writer that has nothing to do, and to a busy one what is worth a
-    /// transaction of its own; less than that grows meanwhile.
-    pub(crate) fn hand_over_at_rest(&mut self) {
-        if self.under_way == 0 || self.building.record_count >= WORTH_QUEUEING {
+    /// While more records come: hands over a full batch, and to a writer that has nothing to do what is
+    /// worth a transaction of its own.
+    pub(crate) fn hand_over_in_passing(&mut self, limits: &LimitSettings) {
+        if self.full(limits) || self.under_way == 0 && self.worth_a_transaction() {
             self.hand_over();
         }
+    }
+
+    /// While no more records come, or none can be taken: hands over what there is to a writer that has
+    /// nothing to do, and to a busy one what is worth a transaction of its own; less than that grows
+    /// meanwhile.
+    pub(crate) fn hand_over_at_rest(&mut self) {
+        if self.under_way == 0 || self.worth_a_transaction() {
+            self.hand_over();
+        }
+    }
+
+    fn worth_a_transaction(&self) -> bool {
+        self.building.record_count >= WORTH_A_TRANSACTION
     }
 
     /// Hands the batch over if the writer has room for it.
