@@ -13,7 +13,7 @@ use devstack::addresses::{ADMIN_PASSWORD, HOST, POSTGRES_PORT, TOPICS, USER_DATA
 use sqlx::AssertSqlSafe;
 
 use crate::connect::Connector;
-use crate::interrupt::cleaned_up;
+use crate::interrupt::{cleaned_up, unless_interrupted};
 use crate::jdbc::{self, Sink, Way};
 use crate::latency::CONNECTOR;
 use crate::latency_loop::{Place, VIEW, wait_until_alive};
@@ -56,9 +56,10 @@ pub(crate) async fn prepare(servers: &Servers) -> anyhow::Result<()> {
     wait_until_alive(VIEW).await
 }
 
-/// Both, one after the other. The system is as before in the end, also after an error.
+/// Both, one after the other. The system is as before in the end, also after an error or an interrupt.
 pub(crate) async fn run(servers: &Servers, rate: u32, seconds: u32) -> anyhow::Result<Vec<Run>> {
-    let runs = cleaned_up(both(servers, rate, seconds), tidy(servers)).await?;
+    let measured = Box::pin(unless_interrupted(both(servers, rate, seconds)));
+    let runs = cleaned_up(measured, tidy(servers)).await?;
     wait_until_alive(VIEW).await?;
     Ok(runs)
 }
