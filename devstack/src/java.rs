@@ -23,9 +23,15 @@ const COMMON: [&str; 4] = [
 /// Options for a server with a heap limit in MiB, whose class archive has the server's name.
 pub(crate) fn server_options(places: &Places, name: &str, heap_mib: u32) -> Vec<OsString> {
     let mut options = common(heap_mib);
+    options.push(with_path("-Djava.io.tmpdir=", &scratch(places, name)));
     options.push("-XX:+AutoCreateSharedArchive".into());
     options.push(with_path("-XX:SharedArchiveFile=", &archive(places, name)));
     options
+}
+
+/// Where a server unpacks its native libraries.
+pub(crate) fn scratch(places: &Places, name: &str) -> PathBuf {
+    places.state.join(name).join("tmp")
 }
 
 /// Options for one of Kafka's tools. Several may run at once, so they only read the archive.

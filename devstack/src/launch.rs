@@ -13,7 +13,7 @@ use crate::addresses::{
 };
 use crate::configuration;
 use crate::fetch::{Installed, ignore_absent, unpack};
-use crate::java::{server_options, tool_options, with_path};
+use crate::java::{self, server_options, tool_options, with_path};
 use crate::proc_table::command_line;
 use crate::process::{Launch, User};
 use crate::registry_database;
@@ -139,8 +139,7 @@ async fn unpack_postgres(
 }
 
 async fn kafka(places: &Places) -> Result<Launch, StackError> {
-    let home = places.state.join("kafka");
-    create_directory(&home, 0o755)?;
+    let home = server_home(places, "kafka")?;
     let properties = home.join("server.properties");
     let data = home.join("data");
     write(&properties, &configuration::kafka_properties(&data))?;
@@ -158,8 +157,7 @@ async fn kafka(places: &Places) -> Result<Launch, StackError> {
 }
 
 fn connect(places: &Places) -> Result<Launch, StackError> {
-    let home = places.state.join("connect");
-    create_directory(&home, 0o755)?;
+    let home = server_home(places, "connect")?;
     let secrets = connect_secrets_file(places);
     let directory = secrets.parent().expect("the file is inside the state directory");
     create_directory(directory, 0o700)?;
@@ -197,8 +195,7 @@ fn kafka_java(places: &Places, home: &Path, mut args: Vec<OsString>) -> Result<L
 
 async fn registry(places: &Places) -> Result<Launch, StackError> {
     registry_database::ensure().await?;
-    let home = places.state.join("registry");
-    create_directory(&home, 0o755)?;
+    let home = server_home(places, "registry")?;
     let mut args = server_options(places, "registry", 256);
     args.extend([
         format!("-Dquarkus.http.host={HOST}").into(),
@@ -265,6 +262,17 @@ async fn run_once(launch: Launch) -> Result<(), StackError> {
     }
     let text = [output.stdout, output.stderr].concat();
     Err(StackError::Prepare { program, output: String::from_utf8_lossy(&text).trim().to_owned() })
+}
+
+/// The directory of a Java server, with an empty one for what it unpacks while it runs: a server that was
+/// killed leaves megabytes behind.
+fn server_home(places: &Places, name: &str) -> Result<PathBuf, StackError> {
+    let home = places.state.join(name);
+    create_directory(&home, 0o755)?;
+    let scratch = java::scratch(places, name);
+    fs::remove_dir_all(&scratch).or_else(ignore_absent).map_err(StackError::file(&scratch))?;
+    create_directory(&scratch, 0o755)?;
+    Ok(home)
 }
 
 fn create_directory(directory: &Path, mode: u32) -> Result<(), StackError> {

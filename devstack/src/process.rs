@@ -193,12 +193,6 @@ pub(crate) fn tail(log: &Path, lines: usize) -> String {
 mod tests {
     use super::*;
 
-    fn scratch(name: &str) -> PathBuf {
-        let directory = std::env::temp_dir().join(format!("devstack-{}", uuid::Uuid::new_v4()));
-        fs::create_dir_all(&directory).unwrap();
-        directory.join(name)
-    }
-
     fn sleeper() -> Launch {
         Launch {
             program: "sleep".into(),
@@ -211,7 +205,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_pid_file_finds_its_process_until_it_is_killed() {
-        let pid_file = scratch("sleep.pid");
+        let scratch = tempfile::tempdir().unwrap();
+        let pid_file = scratch.path().join("sleep.pid");
         let log = pid_file.with_extension("log");
         let running = Running::spawn(&sleeper(), &log, &pid_file).unwrap();
         assert_eq!(Running::from_pid_file(&pid_file).as_ref(), Some(&running));
@@ -227,7 +222,8 @@ mod tests {
 
     #[test]
     fn a_recycled_pid_is_nobody_of_ours() {
-        let pid_file = scratch("recycled.pid");
+        let scratch = tempfile::tempdir().unwrap();
+        let pid_file = scratch.path().join("recycled.pid");
         let text = format!(r#"{{"pid":{},"started":"another boot"}}"#, std::process::id());
         fs::write(&pid_file, text).unwrap();
         assert_eq!(Running::from_pid_file(&pid_file), None);
@@ -235,14 +231,16 @@ mod tests {
 
     #[test]
     fn a_damaged_pid_file_is_no_process() {
-        let pid_file = scratch("damaged.pid");
+        let scratch = tempfile::tempdir().unwrap();
+        let pid_file = scratch.path().join("damaged.pid");
         fs::write(&pid_file, "12").unwrap();
         assert_eq!(Running::from_pid_file(&pid_file), None);
     }
 
     #[test]
     fn tail_gives_the_last_lines() {
-        let log = scratch("some.log");
+        let scratch = tempfile::tempdir().unwrap();
+        let log = scratch.path().join("some.log");
         fs::write(&log, "one\ntwo\nthree\n").unwrap();
         assert_eq!(tail(&log, 2), "two\nthree");
         assert_eq!(tail(&log, 9), "one\ntwo\nthree");

@@ -4,10 +4,11 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::Context;
-use devstack::Stack;
 use devstack::addresses::environment;
+use devstack::{Progress, Stack};
 
 use crate::cli::print;
+use crate::guards;
 
 /// Counts of one or more runs of Rust's test runner.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -17,7 +18,7 @@ struct Summary {
     ignored: u64,
 }
 
-pub(crate) fn run(stack: &Stack) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(stack: &Stack, progress: &Progress) -> anyhow::Result<ExitCode> {
     let checks: [&[&str]; 2] = [
         &["fmt", "--all", "--check"],
         &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
@@ -28,6 +29,10 @@ pub(crate) fn run(stack: &Stack) -> anyhow::Result<ExitCode> {
             print(&format!("cargo {} failed", arguments[0]));
             return Ok(ExitCode::FAILURE);
         }
+    }
+    // After the checks, which compiled all but the consumer for it.
+    if !guards::all_compile(stack, progress).await? {
+        return Ok(ExitCode::FAILURE);
     }
     let mut summary = Summary::default();
     let tests = cargo(stack, &["test", "--workspace", "--no-fail-fast"])

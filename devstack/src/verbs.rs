@@ -34,7 +34,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Logs { name, follow } => return Err(logs(&stack, &name, follow)),
         Verb::Test => {
             stack.up(Extent::Everything, &progress).await?;
-            return test_run::run(&stack);
+            return test_run::run(&stack, &progress).await;
         }
         Verb::Chaos { args } => return Err(chaos(&stack, &args)),
         Verb::Guards(options) => return guards::run(&stack, &progress, &options).await,

@@ -74,19 +74,30 @@ impl Guard {
 
     /// What its removal does to the clone at `root`.
     pub(crate) fn removal(&self, root: &Path) -> anyhow::Result<Removal> {
-        let Self { name, file, find, replace, list, .. } = self;
-        let path = root.join(file);
-        let text = fs::read_to_string(&path).with_context(|| {
+        let Self { name, file, find, list, .. } = self;
+        let path = self.path(root);
+        let whole = fs::read_to_string(&path).with_context(|| {
             format!("guard {name}: {file} cannot be read; if it moved, update {list}")
         })?;
-        let count = text.matches(find.as_str()).count();
-        anyhow::ensure!(
-            count == 1,
-            "guard {name}: its text stands {count} times in {file}, not once: the guard moved, \
-             update {list}"
-        );
-        let without = text.replace(find.as_str(), replace);
-        Ok(Removal { path, whole: text, without })
+        let without = self.taken_from(&whole).with_context(|| {
+            let count = whole.matches(find.as_str()).count();
+            format!(
+                "guard {name}: its text stands {count} times in {file}, not once: the guard moved, \
+                 update {list}"
+            )
+        })?;
+        Ok(Removal { path, whole, without })
+    }
+
+    /// The file it stands in, in the clone at `root`.
+    pub(crate) fn path(&self, root: &Path) -> PathBuf {
+        root.join(&self.file)
+    }
+
+    /// The text of its file without it; none if it does not stand there exactly once.
+    pub(crate) fn taken_from(&self, text: &str) -> Option<String> {
+        let once = text.matches(self.find.as_str()).count() == 1;
+        once.then(|| text.replace(self.find.as_str(), &self.replace))
     }
 
     fn faults(&self, root: &Path) -> Vec<String> {

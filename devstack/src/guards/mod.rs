@@ -5,6 +5,7 @@
 //! named for it. While they run the next removal is built. Each of them must fail, or fail to end in a
 //! small multiple of its usual time.
 
+mod compile;
 mod list;
 mod report;
 mod trial;
@@ -42,6 +43,9 @@ pub(crate) struct Options {
     /// Show the guards, what each promises and which tests notice its removal; build nothing
     #[arg(long)]
     list: bool,
+    /// Only whether the sources compile without each; runs no test, needs no stack
+    #[arg(long, conflicts_with = "list")]
+    check: bool,
     /// The result as JSON
     #[arg(long)]
     json: bool,
@@ -52,16 +56,15 @@ pub(crate) async fn run(
     progress: &Progress,
     options: &Options,
 ) -> anyhow::Result<ExitCode> {
-    let root = &stack.places().root;
-    let guards = list::read(root)?;
-    let faults = list::faults(&guards, root);
-    if !faults.is_empty() {
-        bail!("the list of guards does not fit the sources:\n  {}", faults.join("\n  "));
-    }
-    let guards = list::select(guards, &options.only)?;
+    let guards = list::select(listed(stack)?, &options.only)?;
     if options.list {
         print(&if options.json { report::list_json(&guards)? } else { report::listed(&guards) });
         return Ok(ExitCode::SUCCESS);
+    }
+    if options.check {
+        let broken = broken(stack, progress, &guards).await?;
+        print(&if options.json { report::json(&broken)? } else { report::broken(&broken) });
+        return Ok(if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     let tests: BTreeSet<Test> = guards.iter().flat_map(Guard::tests).collect();
     if tests.iter().any(|test| test.program == Program::Integration) {
@@ -78,6 +81,32 @@ pub(crate) async fn run(
     print(&if options.json { report::json(&findings)? } else { report::table(&findings) });
     let caught = findings.iter().all(|finding| finding.verdict == Verdict::Caught);
     Ok(if caught { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether the sources compile without each guard of the list; prints those without which they do not.
+pub(crate) async fn all_compile(stack: &Stack, progress: &Progress) -> anyhow::Result<bool> {
+    let broken = broken(stack, progress, &listed(stack)?).await?;
+    print(&report::broken(&broken));
+    Ok(broken.is_empty())
+}
+
+async fn broken(
+    stack: &Stack,
+    progress: &Progress,
+    guards: &[Guard],
+) -> anyhow::Result<Vec<Finding>> {
+    compile::broken(guards, &Workshop::open(stack.places())?, progress).await
+}
+
+/// The list, which fits the sources.
+fn listed(stack: &Stack) -> anyhow::Result<Vec<Guard>> {
+    let root = &stack.places().root;
+    let guards = list::read(root)?;
+    let faults = list::faults(&guards, root);
+    if !faults.is_empty() {
+        bail!("the list of guards does not fit the sources:\n  {}", faults.join("\n  "));
+    }
+    Ok(guards)
 }
 
 /// How long each test takes in the whole copy.

@@ -105,6 +105,18 @@ pub(crate) fn table(findings: &[Finding]) -> String {
     lines.join("\n")
 }
 
+/// Removals that do not compile.
+pub(crate) fn broken(findings: &[Finding]) -> String {
+    let lines = findings.iter().map(|Finding { name, compiler, .. }| {
+        format!(
+            "the sources do not compile without {name}: mend its list in guards/\n{}",
+            compiler.as_deref().unwrap_or_default()
+        )
+    });
+    let lines: Vec<_> = lines.collect();
+    if lines.is_empty() { "each guard can be taken out".to_owned() } else { lines.join("\n") }
+}
+
 /// The guards as the list has them.
 pub(crate) fn listed(guards: &[Guard]) -> String {
     let width = guards.iter().map(|guard| guard.name.len()).max().unwrap_or(0);

@@ -118,10 +118,10 @@ mod tests {
     async fn a_test_that_hangs_is_ended_with_all_it_started() {
         let mut command = Command::new("sh");
         command.args(["-c", "sleep 300 & echo $!; wait"]);
-        let log = std::env::temp_dir().join(uuid::Uuid::new_v4().to_string());
-        let trial = run(command, Duration::from_secs(1), &log).await.unwrap();
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let trial = run(command, Duration::from_secs(1), log.path()).await.unwrap();
         assert_eq!(trial.ending, Ending::TimedOut);
-        let sleeper = fs::read_to_string(&log).unwrap();
+        let sleeper = fs::read_to_string(log.path()).unwrap();
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let ps = Command::new("ps").args(["-o", "stat=", "-p", sleeper.trim()]).output().await;
@@ -131,6 +131,5 @@ mod tests {
             }
             assert!(Instant::now() < deadline, "{sleeper} still runs: {state}");
         }
-        fs::remove_file(log).unwrap();
     }
 }

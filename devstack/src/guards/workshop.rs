@@ -1,10 +1,10 @@
 //! A copy of the clone to take guards out of, with a target directory of its own that is kept, so that
 //! each removal builds little.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 
 use anyhow::Context;
 use devstack::{Places, addresses};
@@ -19,6 +19,8 @@ const TAIL_LINES: usize = 30;
 /// The copy. Everything lies below one directory beside the clone's own build.
 pub(crate) struct Workshop {
     directory: PathBuf,
+    /// Where the clone itself is built.
+    target_of_clone: PathBuf,
 }
 
 /// The test programs that a build made.
@@ -60,7 +62,8 @@ impl Workshop {
     /// time, so cargo builds only what did. Later changes of the clone are not followed.
     pub(crate) fn open(places: &Places) -> anyhow::Result<Self> {
         let beside = places.programs.parent().unwrap_or(&places.programs);
-        let workshop = Self { directory: beside.join("guards") };
+        let workshop =
+            Self { directory: beside.join("guards"), target_of_clone: beside.to_owned() };
         let tree = workshop.tree();
         fs::create_dir_all(workshop.directory.join("log")).context("cannot make a directory")?;
         synchronise(&places.root, &tree)
@@ -84,14 +87,10 @@ impl Workshop {
         guard: &Guard,
     ) -> anyhow::Result<Result<Programs, String>> {
         let removal = guard.removal(&self.tree())?;
-        let write = |text: &str| {
-            fs::write(&removal.path, text)
-                .with_context(|| format!("cannot write {}", removal.path.display()))
-        };
-        write(&removal.without)?;
+        write(&removal.path, &removal.without)?;
         let programs = guard.tests().iter().map(|test| test.program).collect();
         let built = self.build(&programs).await;
-        write(&removal.whole)?;
+        write(&removal.path, &removal.whole)?;
         match built? {
             Ok(programs) => Ok(Ok(self.keep(&programs, &guard.name)?)),
             Err(output) => Ok(Err(output)),
@@ -104,32 +103,63 @@ impl Workshop {
         &self,
         programs: &BTreeSet<Program>,
     ) -> anyhow::Result<Result<Programs, String>> {
-        let mut command = Command::new("cargo");
-        command.args(["test", "-p", "cdc-consumer", "--no-run", "--locked"]);
-        command.arg("--message-format=json-render-diagnostics");
+        let mut command = self.cargo("test");
+        command.args([
+            "-p",
+            "cdc-consumer",
+            "--no-run",
+            "--message-format=json-render-diagnostics",
+        ]);
         // The consumer is built anew for each guard; what it stands on, once, and as elsewhere.
         command.args(["--config", "profile.dev.package.cdc-consumer.opt-level=0"]);
         command.args(["--config", "profile.dev.package.cdc-consumer.debug=false"]);
+        command.env("CARGO_TARGET_DIR", self.directory.join("target"));
         for program in programs {
             command.args(match program {
                 Program::Unit => ["--lib"].as_slice(),
                 Program::Integration => &["--test", "main"],
             });
         }
+        let output = match completed(command).await? {
+            Ok(output) => output,
+            Err(said) => return Ok(Err(said)),
+        };
+        Ok(Ok(built(&String::from_utf8_lossy(&output.stdout))))
+    }
+
+    /// Whether the consumer and its tests compile with these texts of files instead of the copy's own,
+    /// which are put back. The inner error is the compiler's.
+    pub(crate) async fn check(
+        &self,
+        texts: &BTreeMap<PathBuf, String>,
+    ) -> anyhow::Result<Result<(), String>> {
+        let mut whole = Vec::new();
+        for (path, text) in texts {
+            whole.push((path, read(path)?));
+            write(path, text)?;
+        }
+        let mut command = self.cargo("check");
+        // All packages at once, and where the clone's own checks left what they stand on: that is not
+        // compiled again.
+        command.args(["--workspace", "--all-targets", "--quiet"]);
+        command.env("CARGO_TARGET_DIR", &self.target_of_clone);
+        let checked = completed(command).await;
+        for (path, text) in whole {
+            write(path, &text)?;
+        }
+        Ok(checked?.map(drop))
+    }
+
+    /// Cargo in the copy.
+    fn cargo(&self, verb: &str) -> Command {
+        let mut command = Command::new("cargo");
         command
+            .args([verb, "--locked"])
             .current_dir(self.tree())
-            .env("CARGO_TARGET_DIR", self.directory.join("target"))
             .env("SQLX_OFFLINE", "true")
             .kill_on_drop(true)
             .stdin(Stdio::null());
-        let output = command.output().await.context("cannot run cargo")?;
-        if !output.status.success() {
-            let text = String::from_utf8_lossy(&output.stderr);
-            let lines: Vec<&str> = text.lines().collect();
-            let tail = lines.get(lines.len().saturating_sub(TAIL_LINES)..).unwrap_or_default();
-            return Ok(Err(tail.join("\n")));
-        }
-        Ok(Ok(built(&String::from_utf8_lossy(&output.stdout))))
+        command
     }
 
     /// Puts test programs aside, under a name: the next build makes others in their place.
@@ -164,6 +194,26 @@ impl Workshop {
             .env("RUST_BACKTRACE", "0");
         command
     }
+}
+
+/// What cargo says when it has ended; the inner error is the end of the compiler's complaint.
+async fn completed(mut cargo: Command) -> anyhow::Result<Result<Output, String>> {
+    let output = cargo.output().await.context("cannot run cargo")?;
+    if output.status.success() {
+        return Ok(Ok(output));
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<&str> = text.lines().collect();
+    let tail = lines.get(lines.len().saturating_sub(TAIL_LINES)..).unwrap_or_default();
+    Ok(Err(tail.join("\n")))
+}
+
+pub(super) fn read(path: &Path) -> anyhow::Result<String> {
+    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn built(output: &str) -> Programs {
@@ -224,8 +274,8 @@ mod tests {
 
     #[test]
     fn the_copy_follows_the_clone_and_leaves_equal_files_alone() {
-        let directory = std::env::temp_dir().join(uuid::Uuid::new_v4().to_string());
-        let (from, to) = (directory.join("from"), directory.join("to"));
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("from"), directory.path().join("to"));
         for name in ["src/a.rs", "src/b.rs", "target/debug/x", ".git/config"] {
             fs::create_dir_all(from.join(name).parent().unwrap()).unwrap();
             fs::write(from.join(name), name).unwrap();
@@ -240,7 +290,6 @@ mod tests {
         assert_eq!(time("src/a.rs"), before);
         assert!(!to.join("src/new.rs").exists());
         assert!(!to.join("target").exists() && !to.join(".git").exists());
-        fs::remove_dir_all(directory).unwrap();
     }
 
     #[test]
