@@ -69,8 +69,9 @@ impl Database {
     /// Each batch is planned for its own size and for the tables as they are. A plan that is kept was made for
     /// the first batches, often of an empty table, where reading it whole is cheapest; every later batch
     /// then reads a table whole that has grown, and applies a twentieth of the rows a second. A batch is looked
-    /// up row by row in an index, however much cheaper reading the table whole may seem: the server's guess of
-    /// that is off by more than the difference, and rows stay in the order of their keys.
+    /// up row by row in an index, however much cheaper reading the table whole, once or for each row, may
+    /// seem: the server's guess of that is off by more than the difference, and rows stay in the order of
+    /// their keys. It takes a table for empty, whatever its size, that it analysed before the first commit.
     pub async fn connect_writer(
         &self,
         generation: Generation,
@@ -80,6 +81,8 @@ impl Database {
             ("plan_cache_mode", "force_custom_plan"),
             ("enable_hashjoin", "off"),
             ("enable_mergejoin", "off"),
+            ("enable_material", "off"),
+            ("enable_seqscan", "off"),
         ]);
         self.connect_with(&options).await
     }

@@ -18,6 +18,7 @@ mod keys;
 mod lifecycle;
 mod offsets;
 mod owners;
+mod plans;
 mod poison;
 mod positions;
 mod registry;
