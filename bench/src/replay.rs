@@ -88,15 +88,16 @@ impl Replay {
     }
 }
 
-/// A writer's connection, with counters of its own, as the consumer's transactions have them: writers
-/// that share them deadlock.
+/// A writer's connection as the fence leaves it to the consumer's batches: statements are planned each for
+/// itself, and counters are its own, since writers that share them deadlock.
 pub(crate) async fn connect(
     database: &Database,
     generation: Generation,
     writer: usize,
 ) -> anyhow::Result<PgConnection> {
     let mut connection = database.connect_writer(generation).await?;
-    let sql = "select set_config('cdc.slot', $1, false)";
+    let sql = "select set_config('cdc.slot', $1, false),
+                      set_config('plan_cache_mode', 'force_custom_plan', false)";
     sqlx::query(sql).bind(writer.to_string()).execute(&mut connection).await?;
     Ok(connection)
 }

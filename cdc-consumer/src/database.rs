@@ -66,7 +66,8 @@ impl Database {
 
     /// A connection that applies batches to a generation.
     ///
-    /// Each batch is planned for its own size and for the tables as they are. A plan that is kept was made for
+    /// Each batch is planned for its own size and for the tables as they are, which the fence asks for in the
+    /// transaction; its own plan is kept. A plan of another statement that is kept was made for
     /// the first batches, often of an empty table, where reading it whole is cheapest; every later batch
     /// then reads a table whole that has grown, and applies a twentieth of the rows a second. A batch is looked
     /// up row by row in an index, however much cheaper reading the table whole, once or for each row, may
@@ -78,7 +79,7 @@ impl Database {
     ) -> Result<PgConnection, DatabaseError> {
         let options = self.options_of(generation);
         let options = options.options([
-            ("plan_cache_mode", "force_custom_plan"),
+            ("plan_cache_mode", "force_generic_plan"),
             ("enable_hashjoin", "off"),
             ("enable_mergejoin", "off"),
             ("enable_material", "off"),
