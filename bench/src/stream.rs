@@ -68,8 +68,7 @@ async fn rounds(
     let halves = Halves::of_this_machine();
     let (mut shared, mut apart) = (Rounds::default(), Rounds::default());
     // Not counted: a Connect that has just started takes a run to become as fast as it will be.
-    let warming = Box::pin(run_to(servers, "warming up", options.changes, End::Topic, None));
-    shipped::stopped(servers, warming).await?;
+    run_to(servers, "warming up", options.changes, End::Topic, None).await?;
     for _ in 0..options.repeat {
         shared.add(servers, options.changes, None).await?;
         if let Some(halves) = &halves {
@@ -103,10 +102,9 @@ impl Rounds {
             None => ["to the topic", "to the view"],
             Some(_) => ["to the topic, apart", "to the view, apart"],
         };
-        let run = Box::pin(run_to(servers, topic, changes, End::Topic, halves));
-        self.topic.push(shipped::stopped(servers, run).await?.per_second);
-        let run = Box::pin(run_to(servers, view, changes, End::View, halves));
-        let run = shipped::stopped(servers, run).await?;
+        let run = run_to(servers, topic, changes, End::Topic, halves).await?;
+        self.topic.push(run.per_second);
+        let run = run_to(servers, view, changes, End::View, halves).await?;
         self.view.push(run.per_second);
         self.behind.push(run.behind.as_secs_f64());
         Ok(())
@@ -152,7 +150,8 @@ struct Run {
     behind: Duration,
 }
 
-/// Streams so many changes, on a table and a topic of their own, through one connector.
+/// Streams so many changes, on a table and a topic of their own, through one connector, the shipped ones
+/// stopped.
 async fn run_to(
     servers: &Servers,
     name: &'static str,
@@ -160,13 +159,16 @@ async fn run_to(
     end: End,
     halves: Option<&Halves>,
 ) -> anyhow::Result<Run> {
-    let step = servers.progress.step(name, "preparing");
-    let streaming = Streaming::start(servers, Plan::new(Mix::Mixed, changes, seed()));
-    let streaming = unless_interrupted(streaming).await?;
-    let measured = Box::pin(measure(servers, streaming.filled.clone(), end, halves, &step));
-    let run = cleaned_up(unless_interrupted(measured), streaming.discard(servers)).await?;
-    step.done(&format!("{:.0} changes/s", run.per_second));
-    Ok(run)
+    let run = async {
+        let step = servers.progress.step(name, "preparing");
+        let streaming = Streaming::start(servers, Plan::new(Mix::Mixed, changes, seed()));
+        let streaming = unless_interrupted(streaming).await?;
+        let measured = Box::pin(measure(servers, streaming.filled.clone(), end, halves, &step));
+        let run = cleaned_up(unless_interrupted(measured), streaming.discard(servers)).await?;
+        step.done(&format!("{:.0} changes/s", run.per_second));
+        Ok(run)
+    };
+    shipped::stopped(servers, Box::pin(run)).await
 }
 
 async fn measure(

@@ -120,11 +120,8 @@ impl Workshop {
                 Program::Integration => &["--test", "main"],
             });
         }
-        let output = match completed(command).await? {
-            Ok(output) => output,
-            Err(said) => return Ok(Err(said)),
-        };
-        Ok(Ok(built(&String::from_utf8_lossy(&output.stdout))))
+        let output = completed(command).await?;
+        Ok(output.map(|output| built(&String::from_utf8_lossy(&output.stdout))))
     }
 
     /// Whether the consumer and its tests compile with these texts of files instead of the copy's own,
