@@ -6,7 +6,7 @@ use sqlx::{Connection, PgConnection};
 use crate::batch::{Batch, Claim};
 use crate::database::Generation;
 use crate::decode::View;
-use crate::fence::{self, FenceError};
+use crate::fence::{self, Answer, FenceError};
 use crate::fold::Counts;
 use crate::quarantine::{self, QuarantineError};
 use crate::refetch::RecordFetcher;
@@ -126,11 +126,12 @@ pub async fn apply(
 ) -> Result<Attempt, ApplyError> {
     let slot = counter_slot(&target.specs, &batch.claims);
     let mut tx = connection.begin().await.map_err(ApplyError::Transaction)?;
-    if !fence::pass(&mut tx, &batch.claims, target.generation, slot).await? {
+    let answer = fence::pass(&mut tx, &batch.claims, target.generation, slot).await?;
+    let Answer::Passed { dead_letters } = answer else {
         tx.rollback().await.map_err(ApplyError::Transaction)?;
         return Ok(Attempt::Fenced);
-    }
-    let parked = quarantine::admit(&mut tx, target, batch).await?;
+    };
+    let parked = quarantine::admit(&mut tx, target, batch, dead_letters).await?;
     let mut outcomes = Vec::with_capacity(batch.views.len());
     for (index, view) in batch.views.iter().enumerate() {
         let mut work = ViewWork {

@@ -110,7 +110,8 @@ const ACQUIRE: &str = "
 /// Moves each partition from the batch's first to its next offset, only where the stored row is exactly
 /// what the batch was built on: same next offset, same epoch, same generation. The caller counts the
 /// rows: fewer than partitions means somebody else owns one, or the database was rewound.
-/// Partitions are locked in order, so that two owners can wait for each other but not in a circle.
+/// Partitions are locked in order, so that two owners can wait for each other but not in a circle. It tells
+/// whether there are dead letters, which saves each batch a question of its own.
 ///
 /// Its own plan is kept: it finds a few partitions by key, whatever the batch, and planning it takes three
 /// times as long as running it. The batch's other statements are planned anew, see
@@ -151,17 +152,28 @@ const FENCE: &str = "
       and o.partition = c.partition
       and o.next_offset = c.first_offset
       and o.epoch = c.epoch
-      and (select current from public.cdc_generation) = $13";
+      and (select current from public.cdc_generation) = $13
+    returning (select exists (select from cdc_dead_letter))";
+
+/// What the fence answers a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// Somebody else owns a partition, or the database was rewound.
+    Held,
+    /// The offsets moved. Without dead letters no key of the batch is parked, whoever else is at work:
+    /// keeping a record of these partitions aside moves their offsets too.
+    Passed { dead_letters: bool },
+}
 
 /// Moves every claim of a batch, inside its transaction, names the slot of its counters to the triggers,
-/// and has PostgreSQL plan the statements that follow each for itself. `false`: the fence held us back.
+/// and has PostgreSQL plan the statements that follow each for itself.
 pub async fn pass(
     connection: &mut PgConnection,
     claims: &[Claim],
     generation: Generation,
     counter_slot: i32,
-) -> Result<bool, FenceError> {
-    let moved = sqlx::query(FENCE)
+) -> Result<Answer, FenceError> {
+    let moved: Vec<bool> = sqlx::query_scalar(FENCE)
         .bind(claims.iter().map(|claim| claim.partition.topic.as_str()).collect::<Vec<_>>())
         .bind(claims.iter().map(|claim| claim.partition.number).collect::<Vec<_>>())
         .bind(claims.iter().map(|claim| claim.interval.first).collect::<Vec<_>>())
@@ -180,10 +192,15 @@ pub async fn pass(
         .bind(claims.iter().map(|claim| by_offset(&claim.lineage.snapshots)).collect::<Vec<_>>())
         .bind(counter_slot.to_string())
         .bind(generation)
-        .execute(connection)
+        .fetch_all(connection)
         .await
         .map_err(FenceError::Move)?;
-    Ok(moved.rows_affected() == claims.len() as u64)
+    if moved.len() != claims.len() {
+        return Ok(Answer::Held);
+    }
+    // A batch that covers no partition has no row to answer with.
+    let dead_letters = moved.first().copied().unwrap_or(true);
+    Ok(Answer::Passed { dead_letters })
 }
 
 /// A JSON object: offset to number.

@@ -111,21 +111,19 @@ impl Parked {
     }
 }
 
-/// Stores the records that could not be decoded, and finds the keys of the batch that must wait.
+/// Stores the records that could not be decoded, and finds the keys of the batch that must wait: behind one
+/// of these, or behind the dead letters there were before, if there were any.
 pub async fn admit(
     tx: &mut PgTransaction<'_>,
     target: &Target,
     batch: &Batch,
+    dead_letters: bool,
 ) -> Result<Parked, QuarantineError> {
     for refused in &batch.refused {
         insert(tx, target, refused, Reason::Refused).await?;
     }
-    let any: bool = sqlx::query_scalar("select exists (select from cdc_dead_letter)")
-        .fetch_one(&mut **tx)
-        .await
-        .map_err(QuarantineError::Store)?;
     let mut parked = Parked::default();
-    if !any {
+    if !dead_letters && batch.refused.is_empty() {
         return Ok(parked);
     }
     for (index, view) in batch.views.iter().enumerate() {
@@ -167,9 +165,9 @@ pub async fn store(
         let Some(claim) = batch.claims.get(fault.claim) else { continue };
         let record = target.fetcher.fetch(&claim.partition, fault.offset).await?;
         let (record_key, record_value) = record.unwrap_or_default();
-        let schema_id = record_value.as_deref().and_then(|value| {
-            crate::wire::split(value, false).ok().map(|prefixed| prefixed.schema_id)
-        });
+        let schema_id = record_value
+            .as_deref()
+            .and_then(|value| crate::wire::split(value).ok().map(|prefixed| prefixed.schema_id));
         let refused = Refused {
             view: fault.view,
             partition: claim.partition.clone(),

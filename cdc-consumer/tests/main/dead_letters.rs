@@ -180,3 +180,19 @@ async fn dead_letters_are_listed_shown_and_dropped_with_their_key() {
     world.shows("note", &[note(1, "ok"), note(2, "fits")]).await;
     consumer.stop().await;
 }
+
+/// The fence tells a batch of dead letters as they were before it waited; what it parks depends on now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_waited_for_a_drop_parks_nothing_behind_what_is_gone() {
+    let (world, feed, _views, consumer) = kept_aside().await;
+    let mut dropping = world.db().await;
+    let drop =
+        "begin; select from views_1.cdc_offset for update; delete from views_1.cdc_dead_letter";
+    sqlx::raw_sql(drop).execute(&mut dropping).await.unwrap();
+    feed.send(&world, &[Event::new("u", 4, note(2, "fits"))]).await;
+    world.session_shows("wait_event_type = 'Lock'").await;
+    sqlx::raw_sql("commit").execute(&mut dropping).await.unwrap();
+    world.shows("note", &[note(1, "ok"), note(2, "fits")]).await;
+    assert_eq!(world.dead_letters().await, [""; 0]);
+    consumer.stop().await;
+}

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cdc_consumer::batch::Claim;
-use cdc_consumer::fence::{self, Wanted};
+use cdc_consumer::fence::{self, Answer, Wanted};
 use cdc_consumer::offsets::{Interval, Lineage, Partition, Progress};
 use sqlx::{Connection, PgConnection};
 
@@ -39,7 +39,8 @@ fn claim(number: i32, progress: &Progress) -> Claim {
 /// Lets a batch try the fence in its own transaction; commits what passed.
 async fn pass(db: &mut PgConnection, claims: &[Claim], generation: i32) -> bool {
     let mut tx = db.begin().await.expect("a transaction");
-    let passed = fence::pass(&mut tx, claims, generation, -1).await.expect("the fence answers");
+    let answer = fence::pass(&mut tx, claims, generation, -1).await.expect("the fence answers");
+    let passed = matches!(answer, Answer::Passed { .. });
     let ended = if passed { tx.commit().await } else { tx.rollback().await };
     ended.expect("the transaction ends");
     passed
