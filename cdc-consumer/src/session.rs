@@ -4,10 +4,9 @@
 //! poll -> decode -> fold | channel per writer | apply -> report -> commit
 //! ```
 //!
-//! Batches grow by themselves: while a writer is busy its next batch collects what arrives, up to the
-//! limits. An idle writer gets what is worth a transaction of its own; when nothing more is at hand, or
-//! nothing more can be taken, it gets what there is, and what is worth a transaction is queued behind a busy
-//! one. No timer.
+//! Batches grow by themselves: while records are at hand they grow to the limits, and behind a busy writer
+//! until it is done. When nothing more is at hand, an idle writer gets what there is, and what is worth a
+//! transaction of its own is queued behind a busy one. No timer.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -205,7 +204,7 @@ impl Session {
             return Ok(false);
         }
         // The other writers get nothing more either until this one has room.
-        self.writers.iter_mut().for_each(WriterLink::hand_over_at_rest);
+        self.writers.iter_mut().for_each(WriterLink::hand_over_to_idle);
         let since = *self.stuck_since.get_or_insert_with(Instant::now);
         if since.elapsed() > STUCK_AFTER && !self.paused {
             source::set_flow(&self.consumer, &self.partitions(), Flow::Pause)?;
