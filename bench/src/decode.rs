@@ -196,7 +196,7 @@ impl<'a> Ours<'a> {
                 timestamp_millis: 0,
                 key: Some(&record.key),
                 value: Some(&record.value),
-                schema_in_headers: false,
+                headers: &false,
             };
             while let Decoded::NeedsSchema(id) =
                 self.decoder.decode(&record, partition, progress, &mut batch)?

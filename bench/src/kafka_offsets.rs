@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use cdc_consumer::apply;
 use cdc_consumer::batch::Batch;
+use cdc_consumer::source;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
@@ -17,7 +18,7 @@ use sqlx::PgConnection;
 use tokio::task::JoinSet;
 
 use crate::batches::Builder;
-use crate::library::{self, Library};
+use crate::library::Library;
 use crate::replay;
 use crate::servers::Servers;
 use crate::target::{Table, Target, Times};
@@ -138,7 +139,7 @@ impl Reader {
             let Some(message) = consumer.poll(BUSY_WAIT) else { return Ok(0) };
             message
         };
-        let writer = self.builder.take(&library::record(&self.topic, &message?))?;
+        let writer = self.builder.take(&source::record(&message?))?;
         if self.builder.full(writer) {
             let sent = self.queues[writer].blocking_send(self.builder.next(writer));
             if sent.is_err() {

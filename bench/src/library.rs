@@ -7,12 +7,11 @@ use anyhow::Context;
 use cdc_consumer::apply;
 use cdc_consumer::config::RunSettings;
 use cdc_consumer::database::{Database, Generation};
-use cdc_consumer::decode::{Record, View};
+use cdc_consumer::decode::View;
 use cdc_consumer::refetch::RecordFetcher;
 use cdc_consumer::registry::Registry;
 use cdc_consumer::{pipeline, view};
 use clap::Parser;
-use rdkafka::message::{BorrowedMessage, Message};
 
 use crate::target::{self, Table, Target};
 
@@ -60,18 +59,5 @@ impl Library {
     pub(crate) fn shape(&self) -> anyhow::Result<(usize, usize)> {
         let table = &self.view()?.table;
         Ok((table.key_columns().len(), table.width()))
-    }
-}
-
-/// A message as the decoder takes it.
-pub(crate) fn record<'a>(topic: &'a str, message: &'a BorrowedMessage<'_>) -> Record<'a> {
-    Record {
-        topic,
-        partition: message.partition(),
-        offset: message.offset(),
-        timestamp_millis: message.timestamp().to_millis().unwrap_or(-1),
-        key: message.key(),
-        value: message.payload(),
-        schema_in_headers: false,
     }
 }

@@ -12,13 +12,14 @@ use cdc_consumer::database::{Database, Generation};
 use cdc_consumer::fence::{self, Wanted};
 use cdc_consumer::fold::Action;
 use cdc_consumer::offsets::Partition;
+use cdc_consumer::source;
 use cdc_consumer::sql::Statements;
 use cdc_consumer::write;
 use sqlx::{Connection, PgConnection};
 use tokio::task::JoinSet;
 
 use crate::batches::Builder;
-use crate::library::{self, Library};
+use crate::library::Library;
 use crate::servers::Servers;
 use crate::target::{Table, Target};
 use crate::topic::{self, PARTITIONS};
@@ -107,7 +108,7 @@ fn read(servers: &Servers, topic: &str, library: &Library) -> anyhow::Result<Vec
     let mut builder = Builder::new(library)?;
     let mut lists: Vec<Vec<Batch>> = (0..builder.writers()).map(|_| Vec::new()).collect();
     topic::read_all(servers, topic, |message| {
-        let writer = builder.take(&library::record(topic, message))?;
+        let writer = builder.take(&source::record(message))?;
         if builder.full(writer) {
             lists[writer].push(builder.next(writer));
         }

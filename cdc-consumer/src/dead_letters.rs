@@ -216,7 +216,7 @@ fn decode(
         timestamp_millis: -1,
         key: letter.record_key.as_deref(),
         value: letter.record_value.as_deref(),
-        schema_in_headers: false,
+        headers: &false,
     };
     Ok(decoder.decode(&record, &partition, progress, batch)?)
 }

@@ -35,8 +35,21 @@ pub struct Record<'a> {
     pub timestamp_millis: i64,
     pub key: Option<&'a [u8]>,
     pub value: Option<&'a [u8]>,
-    /// Names of the record's headers, for explaining a missing wire prefix.
-    pub schema_in_headers: bool,
+    pub headers: &'a dyn SchemaInHeaders,
+}
+
+/// A record's headers. They are asked seldom: librdkafka reads them anew each time, even where there are
+/// none, and that takes as long as decoding a row.
+pub trait SchemaInHeaders: std::fmt::Debug {
+    /// Whether one of them names a schema, as a converter's does that leaves the wire prefix out.
+    fn name_schema(&self) -> bool;
+}
+
+/// The answer itself.
+impl SchemaInHeaders for bool {
+    fn name_schema(&self) -> bool {
+        *self
+    }
 }
 
 impl Record<'_> {
@@ -93,13 +106,33 @@ enum RecordError {
 pub struct Decoder {
     views: Arc<Vec<View>>,
     schemas: HashMap<u32, Arc<Node>>,
-    keys: HashMap<(usize, u32), RowPlan>,
-    values: HashMap<(usize, u32), ValuePlan>,
+    /// One for each view.
+    plans: Vec<Plans>,
+}
+
+/// Of one view, by schema id. Few schemas write a topic: going through them takes less than hashing.
+#[derive(Debug, Default)]
+struct Plans {
+    keys: Vec<(u32, RowPlan)>,
+    values: Vec<(u32, ValuePlan)>,
+}
+
+fn by_id<P>(plans: &[(u32, P)], schema_id: u32) -> Option<&P> {
+    plans.iter().find(|(id, _)| *id == schema_id).map(|(_, plan)| plan)
 }
 
 impl Decoder {
     pub fn new(views: Arc<Vec<View>>) -> Self {
-        Self { views, schemas: HashMap::new(), keys: HashMap::new(), values: HashMap::new() }
+        let plans = views.iter().map(|_| Plans::default()).collect();
+        Self { views, schemas: HashMap::new(), plans }
+    }
+
+    fn key_plan(&self, view: usize, schema_id: u32) -> Option<&RowPlan> {
+        self.plans.get(view).and_then(|plans| by_id(&plans.keys, schema_id))
+    }
+
+    fn value_plan(&self, view: usize, schema_id: u32) -> Option<&ValuePlan> {
+        self.plans.get(view).and_then(|plans| by_id(&plans.values, schema_id))
     }
 
     /// Gives the schema that [`Decoded::NeedsSchema`] asked for.
@@ -120,7 +153,7 @@ impl Decoder {
         let Some(value) = record.value else {
             return self.tombstone(record, view, partition, progress, batch);
         };
-        let prefixed = match wire::split(value, record.schema_in_headers) {
+        let prefixed = match self.split_value(record, view, value) {
             Ok(prefixed) => prefixed,
             Err(error) => {
                 batch.claim(partition, progress, record.anchor());
@@ -138,6 +171,23 @@ impl Decoder {
             self.refuse(record, view, partition, Some(prefixed.schema_id), &error, batch);
         }
         Ok(Decoded::Taken)
+    }
+
+    /// A value without a prefix may look as if it had one. The headers tell, wherever that may be: a known
+    /// schema is none that such a value names by chance, and if it were, the rest would not be read by it.
+    fn split_value<'a>(
+        &self,
+        record: &Record<'_>,
+        view: usize,
+        value: &'a [u8],
+    ) -> Result<wire::Prefixed<'a>, WireError> {
+        let prefixed = wire::split(value);
+        let known =
+            prefixed.is_ok_and(|prefixed| self.value_plan(view, prefixed.schema_id).is_some());
+        if !known && record.headers.name_schema() {
+            return Err(WireError::IdInHeaders);
+        }
+        prefixed
     }
 
     /// A tombstone exists for log compaction: the delete before it did the work. One that stands alone
@@ -161,8 +211,8 @@ impl Decoder {
         let position =
             if repeated { SourcePosition::BELOW_ALL } else { progress.newest_position() };
         let claim = batch.claim(partition, progress, record.anchor());
-        let key = lone.and_then(|key| wire::split(key, false).ok());
-        let plan = key.and_then(|key| Some((key, self.keys.get(&(view, key.schema_id))?)));
+        let key = lone.and_then(|key| wire::split(key).ok());
+        let plan = key.and_then(|key| Some((key, self.key_plan(view, key.schema_id)?)));
         let Some(view_batch) = batch.views.get_mut(view) else { return Ok(Decoded::Taken) };
         let Some((key, plan)) = plan else {
             view_batch.counts.ignored += 1;
@@ -177,7 +227,7 @@ impl Decoder {
 
     /// Compiles the plan of a value schema, or names the schema if it is missing.
     fn prepare_value(&mut self, view: usize, schema_id: u32) -> Result<Option<u32>, DecodeError> {
-        if self.values.contains_key(&(view, schema_id)) {
+        if self.value_plan(view, schema_id).is_some() {
             return Ok(None);
         }
         let Some(schema) = self.schemas.get(&schema_id) else { return Ok(Some(schema_id)) };
@@ -193,7 +243,9 @@ impl Decoder {
                 "source fields without a column are ignored"
             );
         }
-        self.values.insert((view, schema_id), plan);
+        if let Some(plans) = self.plans.get_mut(view) {
+            plans.values.push((schema_id, plan));
+        }
         Ok(None)
     }
 
@@ -203,16 +255,18 @@ impl Decoder {
         view: usize,
         record: &Record<'_>,
     ) -> Result<Option<u32>, DecodeError> {
-        let Some(Ok(key)) = record.key.map(|key| wire::split(key, false)) else { return Ok(None) };
+        let Some(Ok(key)) = record.key.map(wire::split) else { return Ok(None) };
         let schema_id = key.schema_id;
-        if self.keys.contains_key(&(view, schema_id)) {
+        if self.key_plan(view, schema_id).is_some() {
             return Ok(None);
         }
         let Some(schema) = self.schemas.get(&schema_id) else { return Ok(Some(schema_id)) };
         let Some(View { spec, table }) = self.views.get(view) else { return Ok(None) };
         let plan = RowPlan::compile_key(schema, spec, table)
             .map_err(|source| plan_error(spec, table, schema_id, source))?;
-        self.keys.insert((view, schema_id), plan);
+        if let Some(plans) = self.plans.get_mut(view) {
+            plans.keys.push((schema_id, plan));
+        }
         Ok(None)
     }
 
@@ -226,7 +280,7 @@ impl Decoder {
         progress: &mut Progress,
         batch: &mut Batch,
     ) -> Result<Result<(), RecordError>, DecodeError> {
-        let Some(plan) = self.values.get(&(view, value.schema_id)) else { return Ok(Ok(())) };
+        let Some(plan) = self.value_plan(view, value.schema_id) else { return Ok(Ok(())) };
         let envelope = match plan.envelope.read(value.body) {
             Ok(envelope) => envelope,
             Err(error) => {
@@ -268,8 +322,8 @@ impl Decoder {
             source_time_micros: envelope.source_time_micros,
             ..Entry::at(claim, record.offset)
         };
-        Ok(wire::split(key, false).map_err(RecordError::from).and_then(|key| {
-            let key_plan = self.keys.get(&(view, key.schema_id));
+        Ok(wire::split(key).map_err(RecordError::from).and_then(|key| {
+            let key_plan = self.key_plan(view, key.schema_id);
             let folded = view_batch.add(entry, |row| {
                 if let Some(key_plan) = key_plan {
                     key_plan.write(key.body, row)?;
@@ -307,8 +361,8 @@ impl Decoder {
     }
 
     fn key_text(&self, view: usize, key: &[u8]) -> Option<String> {
-        let key = wire::split(key, false).ok()?;
-        let plan = self.keys.get(&(view, key.schema_id))?;
+        let key = wire::split(key).ok()?;
+        let plan = self.key_plan(view, key.schema_id)?;
         let table = &self.views.get(view)?.table;
         let mut alone = Batch::new([(table.key_columns().len(), table.width())]);
         let view = alone.views.first_mut()?;

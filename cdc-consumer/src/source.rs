@@ -6,13 +6,13 @@ use std::time::Duration;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Headers, Message};
+use rdkafka::message::{BorrowedMessage, Headers, Message, OwnedMessage};
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 use secrecy::ExposeSecret;
 
 use crate::config::KafkaSettings;
-use crate::decode::Record;
+use crate::decode::{Record, SchemaInHeaders};
 use crate::group::Group;
 use crate::offsets::Partition;
 
@@ -330,7 +330,7 @@ pub fn names_no_topic(error: &KafkaError) -> bool {
 }
 
 /// A message as the decoder sees it.
-pub fn record<M: Message>(message: &M) -> Record<'_> {
+pub fn record<M: Message + SchemaInHeaders>(message: &M) -> Record<'_> {
     Record {
         topic: message.topic(),
         partition: message.partition(),
@@ -338,12 +338,24 @@ pub fn record<M: Message>(message: &M) -> Record<'_> {
         timestamp_millis: message.timestamp().to_millis().unwrap_or(-1),
         key: message.key(),
         value: message.payload(),
-        schema_in_headers: schema_in_headers(message.headers()),
+        headers: message,
+    }
+}
+
+impl SchemaInHeaders for BorrowedMessage<'_> {
+    fn name_schema(&self) -> bool {
+        schema_in_headers(self.headers())
+    }
+}
+
+impl SchemaInHeaders for OwnedMessage {
+    fn name_schema(&self) -> bool {
+        schema_in_headers(self.headers())
     }
 }
 
 /// Apicurio's converter names the schema in a header when it leaves the prefix out.
-pub fn schema_in_headers(headers: Option<&impl Headers>) -> bool {
+fn schema_in_headers(headers: Option<&impl Headers>) -> bool {
     headers.is_some_and(|headers| {
         headers
             .iter()

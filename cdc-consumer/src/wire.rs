@@ -29,13 +29,10 @@ pub enum WireError {
     NoPrefix,
 }
 
-/// Splits off the prefix. `schema_in_headers`: the record has a header that names a schema.
-pub fn split(bytes: &[u8], schema_in_headers: bool) -> Result<Prefixed<'_>, WireError> {
+/// Splits off the prefix.
+pub fn split(bytes: &[u8]) -> Result<Prefixed<'_>, WireError> {
     match get_bytes_result(Some(bytes)) {
-        BytesResult::Valid(schema_id, body) if !schema_in_headers => {
-            Ok(Prefixed { schema_id, body })
-        }
-        _ if schema_in_headers => Err(WireError::IdInHeaders),
+        BytesResult::Valid(schema_id, body) => Ok(Prefixed { schema_id, body }),
         _ if matches!(bytes.first(), Some(b'{' | b'[')) => Err(WireError::Json),
         _ => Err(WireError::NoPrefix),
     }
@@ -47,11 +44,10 @@ mod tests {
 
     #[test]
     fn a_missing_prefix_names_the_setting_that_causes_it() {
-        let check = |bytes: &[u8], headers, expected| assert_eq!(split(bytes, headers), expected);
-        check(&[0, 0, 0, 1, 2, 9], false, Ok(Prefixed { schema_id: 258, body: &[9] }));
-        check(&[0, 0, 0, 1, 2, 9], true, Err(WireError::IdInHeaders));
-        check(b"{\"id\":1}", false, Err(WireError::Json));
-        check(&[0, 0, 0], false, Err(WireError::NoPrefix));
-        check(&[], false, Err(WireError::NoPrefix));
+        let check = |bytes: &[u8], expected| assert_eq!(split(bytes), expected);
+        check(&[0, 0, 0, 1, 2, 9], Ok(Prefixed { schema_id: 258, body: &[9] }));
+        check(b"{\"id\":1}", Err(WireError::Json));
+        check(&[0, 0, 0], Err(WireError::NoPrefix));
+        check(&[], Err(WireError::NoPrefix));
     }
 }

@@ -169,5 +169,7 @@ async fn a_record_without_the_wire_prefix_names_the_setting_that_causes_it() {
     check(b"{\"payload\":{}}", None, "the value is JSON, not Avro").await;
     let in_headers = "set apicurio.registry.headers.enabled=false";
     check(&[2, 4, 6], Some("apicurio.value.globalId"), in_headers).await;
+    // As if it began with the prefix: no row before, an id of four bytes in the row after.
+    check(&[0, 2, 0x80, 0x80, 0x80, 0x02], Some("apicurio.value.globalId"), in_headers).await;
     check(&[1, 2, 3], None, "does not begin with the schema registry's prefix").await;
 }

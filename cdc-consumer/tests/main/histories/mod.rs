@@ -164,7 +164,7 @@ impl<'a> Run<'a> {
                     timestamp_millis: offset,
                     key: message.key.as_deref(),
                     value: message.value.as_deref(),
-                    schema_in_headers: false,
+                    headers: &false,
                 };
                 let decoded = self.stages.decoder.decode(&record, &named, progress, &mut batch);
                 assert_eq!(decoded.expect("a good record"), Decoded::Taken);

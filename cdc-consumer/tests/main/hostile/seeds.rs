@@ -40,9 +40,9 @@ pub(crate) fn all() -> Vec<(PathBuf, Vec<u8>)> {
             add("envelope", name, body);
         }
     }
-    add("wire", "prefixed", &[0, 0, 0, 0, 0, 7, 2, 9]);
-    add("wire", "in-headers", &[1, 2, 4, 6]);
-    add("wire", "json", b"\0{\"payload\":{}}");
+    add("record", "in-headers", &[2 | 4, 0, 2, 4, 6]);
+    add("wire", "prefixed", &[0, 0, 0, 0, 7, 2, 9]);
+    add("wire", "json", b"{\"payload\":{}}");
     add("avro", "shapes", SHAPES_VALUE);
     add("avro", "long", &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]);
     add("schema", "key", feed.key.text().as_bytes());

@@ -63,14 +63,10 @@ fn node(text: &str) -> Node {
     schema::parse(text, &[]).expect("a valid schema")
 }
 
-/// First byte: whether a header names a schema.
 fn against_wire(data: &[u8]) {
-    let Some((flags, value)) = data.split_first() else { return };
-    let in_headers = flags & 1 == 1;
-    if let Ok(prefixed) = wire::split(value, in_headers) {
-        assert!(!in_headers, "the id was in the headers");
+    if let Ok(prefixed) = wire::split(data) {
         let id = prefixed.schema_id.to_be_bytes();
-        assert_eq!([&[0], id.as_slice(), prefixed.body].concat(), value);
+        assert_eq!([&[0], id.as_slice(), prefixed.body].concat(), data);
     }
 }
 
@@ -285,7 +281,7 @@ fn against_record(data: &[u8]) {
         timestamp_millis: -1,
         key: (flags & 1 == 1).then_some(key),
         value: (flags & 2 == 2).then_some(value),
-        schema_in_headers: flags & 4 == 4,
+        headers: &(flags & 4 == 4),
     };
     let (views, shape) = (vec![View { spec: spec(), table: table() }], (1, table().width()));
     let mut decoder = Decoder::new(Arc::new(views));
