@@ -2,19 +2,21 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use clap::ValueEnum;
 use devstack::Service;
 use serde::Serialize;
 
 use crate::copy;
 use crate::figures::float;
+use crate::interrupt::unless_interrupted;
 use crate::jdbc::{self, Setting, Sink};
 use crate::kafka_offsets;
 use crate::ours::Consumer;
 use crate::process;
 use crate::replay::{Depth, Replay};
 use crate::servers::Servers;
+use crate::shipped;
 use crate::target::{Difference, Table, Target, Times};
 
 /// Who takes part.
@@ -115,39 +117,22 @@ struct Report {
 }
 
 impl Field<'_> {
-    /// From empty tables to a checked result.
+    /// From empty tables to a checked result. The shipped connectors would read all that is written to the
+    /// server's log, the view's part of it too, which on a server of its own they do not see.
     pub(crate) async fn run(&self, contestant: Contestant, round: u32) -> anyhow::Result<Run> {
+        shipped::stopped(self.servers, Box::pin(self.measure(contestant, round))).await
+    }
+
+    async fn measure(&self, contestant: Contestant, round: u32) -> anyhow::Result<Run> {
         let name = contestant.title();
         let step = self.servers.progress.step(name, "preparing");
-        self.target.reset().await?;
-        // Its batches are no part of the contest.
-        let replay = match contestant {
-            Contestant::Sql
-            | Contestant::SqlView
-            | Contestant::Transactions
-            | Contestant::TransactionsView => {
-                Some(Replay::build(self.servers, self.target, contestant.table(), None).await?)
-            }
-            Contestant::RowByRow | Contestant::RowByRowView => {
-                Some(Replay::build(self.servers, self.target, contestant.table(), Some(1)).await?)
-            }
-            _ => None,
-        };
+        let replay = unless_interrupted(self.prepare(contestant)).await?;
         step.message("running");
         let wal_before = self.target.wal_bytes().await?;
         let report = match contestant {
-            Contestant::Ours | Contestant::OursView => self.ours(contestant.table()).await?,
-            Contestant::KafkaOffsets => self.kafka_offsets(contestant.table()).await?,
             Contestant::Sink => self.sink(jdbc::DEFAULT).await?,
             Contestant::SinkTuned => self.sink(self.tuned).await?,
-            Contestant::Copy => timed(copy::run(self.target).await?, None),
-            Contestant::Sql | Contestant::SqlView => replayed(replay, Depth::Statements).await?,
-            Contestant::RowByRow | Contestant::RowByRowView => {
-                replayed(replay, Depth::Upserts).await?
-            }
-            Contestant::Transactions | Contestant::TransactionsView => {
-                replayed(replay, Depth::Transactions).await?
-            }
+            other => unless_interrupted(self.apply(other, replay)).await?,
         };
         let wal = self.target.wal_bytes().await? - wal_before;
         step.message("comparing with the source");
@@ -171,6 +156,42 @@ impl Field<'_> {
         };
         step.done(&format!("{:.0} events/s; {}", run.per_second, run.difference));
         Ok(run)
+    }
+
+    /// Empties the tables, and builds the batches of those whose batches are no part of the contest.
+    async fn prepare(&self, contestant: Contestant) -> anyhow::Result<Option<Replay>> {
+        self.target.reset().await?;
+        let records_max = match contestant {
+            Contestant::Sql
+            | Contestant::SqlView
+            | Contestant::Transactions
+            | Contestant::TransactionsView => None,
+            Contestant::RowByRow | Contestant::RowByRowView => Some(1),
+            _ => return Ok(None),
+        };
+        let table = contestant.table();
+        Replay::build(self.servers, self.target, table, records_max).await.map(Some)
+    }
+
+    /// All but the sink, whose connector must be removed in the end.
+    async fn apply(
+        &self,
+        contestant: Contestant,
+        replay: Option<Replay>,
+    ) -> anyhow::Result<Report> {
+        match contestant {
+            Contestant::Ours | Contestant::OursView => self.ours(contestant.table()).await,
+            Contestant::KafkaOffsets => self.kafka_offsets(contestant.table()).await,
+            Contestant::Copy => Ok(timed(copy::run(self.target).await?, None)),
+            Contestant::Sql | Contestant::SqlView => replayed(replay, Depth::Statements).await,
+            Contestant::RowByRow | Contestant::RowByRowView => {
+                replayed(replay, Depth::Upserts).await
+            }
+            Contestant::Transactions | Contestant::TransactionsView => {
+                replayed(replay, Depth::Transactions).await
+            }
+            Contestant::Sink | Contestant::SinkTuned => bail!("a sink is a connector"),
+        }
     }
 
     async fn ours(&self, table: Table) -> anyhow::Result<Report> {
@@ -198,10 +219,11 @@ impl Field<'_> {
         let before = cpu()?;
         let sink = Sink::start(self.servers, self.target, setting).await?;
         let look = || sink.check();
-        let times = self.target.wait_until_complete(Table::Sink, look).await?;
+        let complete = unless_interrupted(self.target.wait_until_complete(Table::Sink, look)).await;
         let cpu_micros = cpu()?.zip(before).map(|(after, before)| after - before);
         sink.stop(self.servers).await?;
-        Ok(Report { times, cpu_micros, peak_kib: pid.map(process::peak_kib).transpose()? })
+        let peak_kib = pid.map(process::peak_kib).transpose()?;
+        Ok(Report { times: complete?, cpu_micros, peak_kib })
     }
 
     /// Runs each candidate once and returns the fastest that is right, with all runs.

@@ -104,7 +104,7 @@ pub(crate) async fn run(options: &DrainOptions) -> anyhow::Result<ExitCode> {
     }
     let mut runs = Vec::new();
     for round in 0..options.repeat {
-        for &contestant in &contestants {
+        for contestant in in_turn(&contestants, round) {
             runs.push(field.run(contestant, round).await?);
         }
     }
@@ -127,6 +127,15 @@ pub(crate) async fn run(options: &DrainOptions) -> anyhow::Result<ExitCode> {
     let wrong = |run: &&Run| ours.contains(&run.contestant) && !run.difference.none();
     let right = drain.runs.iter().find(wrong).is_none();
     Ok(if right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Every second round the other way round: what one leaves behind is not always the same one's to bear.
+fn in_turn(contestants: &[Contestant], round: u32) -> Vec<Contestant> {
+    let mut turn = contestants.to_vec();
+    if !round.is_multiple_of(2) {
+        turn.reverse();
+    }
+    turn
 }
 
 /// A wrong result has no speed: only runs that are right count.

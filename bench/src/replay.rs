@@ -75,7 +75,12 @@ impl Replay {
         }
         let mut connections = Vec::new();
         for number in 0..self.lists.len() {
-            connections.push(connect(&self.database, self.generation, number).await?);
+            connections.push(match depth {
+                Depth::Transactions => self.database.connect_writer(self.generation).await?,
+                Depth::Statements | Depth::Upserts => {
+                    connect(&self.database, self.generation, number).await?
+                }
+            });
         }
         let started = Instant::now();
         let mut writers = JoinSet::new();
@@ -89,8 +94,8 @@ impl Replay {
     }
 }
 
-/// A writer's connection as the fence leaves it to the consumer's batches: statements are planned each for
-/// itself, and counters are its own, since writers that share them deadlock.
+/// A writer's connection for batches without a fence, as the fence would leave it to them: statements are
+/// planned each for itself, and counters are its own, since writers that share them deadlock.
 pub(crate) async fn connect(
     database: &Database,
     generation: Generation,
