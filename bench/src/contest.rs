@@ -91,7 +91,7 @@ pub(crate) struct Run {
     pub(crate) start_seconds: f64,
     /// From its first visible row to its last.
     pub(crate) seconds: f64,
-    /// Changes (of COPY: rows) in that time, a second.
+    /// Changes (of COPY: rows) in that time, a second: all but the share of the rows there were first.
     pub(crate) per_second: f64,
     /// Processor time of the process that applies, from its start (of the sink: from the connector's).
     pub(crate) cpu_micros_per_event: Option<f64>,
@@ -143,12 +143,14 @@ impl Field<'_> {
             _ => self.target.filled.changes,
         };
         let seconds = times.last_row.saturating_sub(times.first_row).as_secs_f64();
+        // The rows of a first batch were written before the clock began, few or many.
+        let timed = 1.0 - float(times.first_rows) / float(difference.rows.max(1));
         let run = Run {
             contestant,
             round,
             start_seconds: times.first_row.as_secs_f64(),
             seconds,
-            per_second: float(events) / seconds,
+            per_second: float(events) * timed / seconds,
             cpu_micros_per_event: cpu_micros.map(|micros| float(micros) / float(events)),
             peak_mib: peak_kib.map(|kib| kib >> 10),
             wal_bytes_per_event: float(wal) / float(events),
@@ -253,7 +255,7 @@ async fn replayed(replay: Option<Replay>, depth: Depth) -> anyhow::Result<Report
 /// Without a start worth mentioning: connections are open, batches and rows in memory.
 fn timed(time: Duration, cpu_micros: Option<u64>) -> Report {
     Report {
-        times: Times { first_row: Duration::ZERO, last_row: time },
+        times: Times { first_row: Duration::ZERO, first_rows: 0, last_row: time },
         cpu_micros,
         peak_kib: None,
     }

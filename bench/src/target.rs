@@ -167,21 +167,22 @@ impl Target {
         let started = std::time::Instant::now();
         let mut db = self.db().await?;
         let (name, key) = (table.name(), table.key());
-        let any: Arc<str> = format!("select exists (select from {name})").into();
+        let any: Arc<str> = format!("select count(*) from {name}").into();
         let last: Arc<str> = format!("select count(*) from {name} where {key} = any ($1)").into();
         let keys = &self.filled.last_keys;
-        let mut first_row = None;
+        let mut first = None;
         for round in 0_u64.. {
-            if first_row.is_none() {
-                let found: bool =
+            if first.is_none() {
+                let looked = started.elapsed();
+                let found: i64 =
                     sqlx::query_scalar(AssertSqlSafe(Arc::clone(&any))).fetch_one(&mut db).await?;
-                first_row = found.then(|| started.elapsed());
+                first = (found > 0).then_some((looked, found.unsigned_abs()));
             }
-            if let Some(first_row) = first_row {
+            if let Some((first_row, first_rows)) = first {
                 let query = sqlx::query_scalar(AssertSqlSafe(Arc::clone(&last))).bind(keys);
                 let found: i64 = query.fetch_one(&mut db).await?;
                 if usize::try_from(found) == Ok(keys.len()) {
-                    return Ok(Times { first_row, last_row: started.elapsed() });
+                    return Ok(Times { first_row, first_rows, last_row: started.elapsed() });
                 }
             }
             if round.is_multiple_of(50) {
@@ -244,10 +245,11 @@ impl Target {
     }
 }
 
-/// When, after the start, the table had its first row and when its last.
+/// When, after the start, the table had its first rows, how many, and when it had its last.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Times {
     pub(crate) first_row: Duration,
+    pub(crate) first_rows: u64,
     pub(crate) last_row: Duration,
 }
 
