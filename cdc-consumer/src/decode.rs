@@ -173,8 +173,9 @@ impl Decoder {
         Ok(Decoded::Taken)
     }
 
-    /// A value without a prefix may look as if it had one. The headers tell, wherever that may be: a known
-    /// schema is none that such a value names by chance, and if it were, the rest would not be read by it.
+    /// A value without a prefix may look as if it had one; headers tell. They need not be asked when the
+    /// prefix names a schema by which values of this topic were read before: bytes that are no prefix hardly
+    /// name just that one, and what follows them would not be a value of it to the last byte.
     fn split_value<'a>(
         &self,
         record: &Record<'_>,
