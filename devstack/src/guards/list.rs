@@ -222,8 +222,12 @@ mod tests {
         };
         check("and o.epoch = never", test, "stands 0 times in cdc-consumer/src/fence.rs");
         check("epoch", test, "the guard moved, update guards/sample.toml");
-        check("Ok(moved.rows_affected()", "commits::no_such_test", "no test commits::no_such_test");
-        let good = guard("Ok(moved.rows_affected()", test);
+        check(
+            "if moved.len() != claims.len()",
+            "commits::no_such_test",
+            "no test commits::no_such_test",
+        );
+        let good = guard("if moved.len() != claims.len()", test);
         assert_eq!(faults(std::slice::from_ref(&good), root()), Vec::<String>::new());
         let twice = faults(&[good.clone(), good], root()).join("\n");
         assert!(twice.contains("used twice"), "{twice}");
