@@ -38,8 +38,8 @@ pub struct Record<'a> {
     pub headers: &'a dyn SchemaInHeaders,
 }
 
-/// A record's headers. They are asked seldom: librdkafka reads them anew each time, even where there are
-/// none, and that takes as long as decoding a row.
+/// A record's headers. They are asked seldom: librdkafka reads them anew each time and allocates for it,
+/// even where there are none.
 pub trait SchemaInHeaders: std::fmt::Debug {
     /// Whether one of them names a schema, as a converter's does that leaves the wire prefix out.
     fn name_schema(&self) -> bool;

@@ -194,7 +194,9 @@ impl Session {
     /// Returns whether it waited.
     fn wait_for_room(&mut self) -> Result<bool, SessionError> {
         for writer in &mut self.writers {
-            writer.hand_over_in_passing(&self.limits);
+            if writer.full(&self.limits) {
+                writer.hand_over();
+            }
         }
         if !self.full() {
             self.stuck_since = None;

@@ -62,20 +62,11 @@ impl WriterLink {
             || self.building.byte_count() >= limits.batch_bytes_max.get()
     }
 
-    /// While more records come: hands over a full batch.
-    pub(crate) fn hand_over_in_passing(&mut self, limits: &LimitSettings) {
-        if self.full(limits) {
-            self.hand_over();
-        }
-    }
-
     /// While no more records come: hands over what there is to a writer that has nothing to do, and to a
     /// busy one what is worth a transaction of its own; less than that grows meanwhile.
     pub(crate) fn hand_over_at_rest(&mut self) {
-        if self.building.record_count >= WORTH_A_TRANSACTION {
+        if self.under_way == 0 || self.building.record_count >= WORTH_A_TRANSACTION {
             self.hand_over();
-        } else {
-            self.hand_over_to_idle();
         }
     }
 
