@@ -167,7 +167,7 @@ impl Target {
         let started = std::time::Instant::now();
         let mut db = self.db().await?;
         let (name, key) = (table.name(), table.key());
-        let any: Arc<str> = format!("select count(*) from {name}").into();
+        let rows: Arc<str> = format!("select count(*) from {name}").into();
         let last: Arc<str> = format!("select count(*) from {name} where {key} = any ($1)").into();
         let keys = &self.filled.last_keys;
         let mut first = None;
@@ -175,7 +175,7 @@ impl Target {
             if first.is_none() {
                 let looked = started.elapsed();
                 let found: i64 =
-                    sqlx::query_scalar(AssertSqlSafe(Arc::clone(&any))).fetch_one(&mut db).await?;
+                    sqlx::query_scalar(AssertSqlSafe(Arc::clone(&rows))).fetch_one(&mut db).await?;
                 first = (found > 0).then_some((looked, found.unsigned_abs()));
             }
             if let Some((first_row, first_rows)) = first {
