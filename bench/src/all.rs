@@ -18,7 +18,7 @@ const RUNS: [&[&str]; 8] = [
     &["agree"],
 ];
 /// Those that take `--repeat`.
-const REPEATED: [&str; 4] = ["drain", "api", "stream", "shapes"];
+const REPEATED: [&str; 5] = ["drain", "latency", "api", "stream", "shapes"];
 
 /// Runs all, also after one that failed; the exit code is that of the first that failed.
 pub(crate) async fn run(options: &AllOptions) -> ExitCode {

@@ -160,6 +160,10 @@ pub(crate) struct LatencyOptions {
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub(crate) seconds: u32,
 
+    /// How often each run is made; they take turns
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) repeat: u32,
+
     /// Measure the first rate once more with Debezium's and Kafka's defaults instead of the connector's
     /// shipped settings for speed
     #[arg(long)]

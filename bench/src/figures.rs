@@ -105,14 +105,6 @@ impl Histogram {
     }
 }
 
-/// The median of the p99 of ten slices of a run, whose values are in order of time: what the machine does
-/// to one slice changes it little. `None` without any value.
-pub(crate) fn calm_p99(values: &[f64]) -> Option<f64> {
-    let slices = values.chunks(values.len().div_ceil(10).max(1));
-    let p99 = slices.filter_map(|slice| Percentiles::of(slice.to_vec())).map(|found| found.p99);
-    Spread::of(p99).map(|spread| spread.median)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,14 +144,5 @@ mod tests {
         check(&[1.2, 1.0, 1.1, 1.3], 0, &[2, 1, 1]);
         check(&[10.0, 12.0], 20, &[1, 1]);
         check(&[0.0], Histogram::FIRST, &[1]);
-    }
-
-    #[test]
-    fn one_bad_slice_does_not_change_the_calm_p99() {
-        assert_eq!(calm_p99(&[]), None);
-        assert_eq!(calm_p99(&[3.0]), Some(3.0));
-        let mut values = vec![2.0; 1000];
-        values[300..400].fill(500.0);
-        assert_eq!(calm_p99(&values), Some(2.0));
     }
 }

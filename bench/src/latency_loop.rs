@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
 use crate::figures::float;
+use crate::interrupt::unless_interrupted;
 use crate::servers::admin;
 
 /// Connections that write: at 2,000 a second each of 16 commits every 8 ms; faster, more are needed.
@@ -91,6 +92,10 @@ pub(crate) async fn write_and_read(
     rate: u32,
     seconds: u32,
 ) -> anyhow::Result<Written> {
+    Box::pin(unless_interrupted(write_while_reading(place, rate, seconds))).await
+}
+
+async fn write_while_reading(place: Place, rate: u32, seconds: u32) -> anyhow::Result<Written> {
     let count = (rate / WRITES_PER_WRITER).clamp(WRITERS_MIN, WRITERS_MAX);
     let mut connections = Vec::new();
     for _ in 0..count {

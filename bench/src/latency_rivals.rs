@@ -17,7 +17,7 @@ use crate::interrupt::{cleaned_up, unless_interrupted};
 use crate::jdbc::{self, Sink, Way};
 use crate::latency::CONNECTOR;
 use crate::latency_loop::{Place, VIEW, wait_until_alive};
-use crate::latency_run::{NO_CONNECTOR, Run, SHIPPED, Subject, measure};
+use crate::latency_run::{NO_CONNECTOR, Pace, Run, SHIPPED, Subject, measure};
 use crate::servers::{Servers, admin, drop_slot, execute};
 use crate::source;
 
@@ -57,25 +57,25 @@ pub(crate) async fn prepare(servers: &Servers) -> anyhow::Result<()> {
 }
 
 /// Both, one after the other. The system is as before in the end, also after an error or an interrupt.
-pub(crate) async fn run(servers: &Servers, rate: u32, seconds: u32) -> anyhow::Result<Vec<Run>> {
-    let measured = Box::pin(unless_interrupted(both(servers, rate, seconds)));
+pub(crate) async fn run(servers: &Servers, pace: Pace) -> anyhow::Result<Vec<Run>> {
+    let measured = Box::pin(unless_interrupted(both(servers, pace)));
     let runs = cleaned_up(measured, tidy(servers)).await?;
     wait_until_alive(VIEW).await?;
     Ok(runs)
 }
 
-async fn both(servers: &Servers, rate: u32, seconds: u32) -> anyhow::Result<Vec<Run>> {
+async fn both(servers: &Servers, pace: Pace) -> anyhow::Result<Vec<Run>> {
     servers.stack.stop(Service::Consumer(1)).await?;
-    let sink = sink(servers, rate, seconds).await?;
-    let replication = replication(servers, rate, seconds).await?;
+    let sink = sink(servers, pace).await?;
+    let replication = replication(servers, pace).await?;
     Ok(vec![sink, replication])
 }
 
-async fn sink(servers: &Servers, rate: u32, seconds: u32) -> anyhow::Result<Run> {
+async fn sink(servers: &Servers, pace: Pace) -> anyhow::Result<Run> {
     create_database().await?;
     let way = Way { topic: TOPICS[0], begin: "latest", database: NAME, table: "users" };
     let sink = Sink::start_on(servers, way, jdbc::DEFAULT).await?;
-    let measured = measure_alive(servers, SINK, rate, seconds).await;
+    let measured = measure_alive(servers, SINK, pace).await;
     // Its trace says more than that rows are missing.
     let failed = sink.check().await;
     let stopped = sink.stop(servers).await;
@@ -87,7 +87,7 @@ async fn sink(servers: &Servers, rate: u32, seconds: u32) -> anyhow::Result<Run>
 
 /// As `PostgreSQL` ships it, with one difference: a subscription commits without waiting for its disk
 /// (`synchronous_commit = off`), everybody else here waits.
-async fn replication(servers: &Servers, rate: u32, seconds: u32) -> anyhow::Result<Run> {
+async fn replication(servers: &Servers, pace: Pace) -> anyhow::Result<Run> {
     create_database().await?;
     Connector::stop(servers, CONNECTOR).await?;
     let mut users = admin(USER_DATABASE).await?;
@@ -104,17 +104,12 @@ async fn replication(servers: &Servers, rate: u32, seconds: u32) -> anyhow::Resu
              synchronous_commit = 'on')"
     );
     execute(&mut db, &sql).await?;
-    measure_alive(servers, REPLICATION, rate, seconds).await
+    measure_alive(servers, REPLICATION, pace).await
 }
 
-async fn measure_alive(
-    servers: &Servers,
-    subject: Subject,
-    rate: u32,
-    seconds: u32,
-) -> anyhow::Result<Run> {
+async fn measure_alive(servers: &Servers, subject: Subject, pace: Pace) -> anyhow::Result<Run> {
     wait_until_alive(subject.place).await?;
-    measure(servers, subject, rate, seconds).await
+    measure(servers, subject, pace).await
 }
 
 /// The database with an empty table `users`, which sink and subscription may write.

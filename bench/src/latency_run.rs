@@ -3,12 +3,12 @@
 use anyhow::Context;
 use serde::Serialize;
 
-use crate::figures::{Histogram, Percentiles, calm_p99};
+use crate::figures::Percentiles;
 use crate::latency_loop::{Passage, Place, VIEW, write_and_read};
 use crate::latency_stages::{Sampler, Stages};
 use crate::servers::Servers;
 
-/// Plans, caches and connections of every process on the way are made anew before a run.
+/// Connections, plans and caches are made anew before a run.
 const WARM_UP_SECONDS: u32 = 5;
 
 /// Who brings the rows to a reader.
@@ -27,33 +27,43 @@ pub(crate) const NO_CONNECTOR: &str = "none";
 pub(crate) const OURS: Subject =
     Subject { contestant: "cdc-consumer", connector: SHIPPED, place: VIEW };
 
+/// How a run writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct Pace {
+    /// Writes a second that are asked for.
+    pub(crate) rate: u32,
+    pub(crate) seconds: u32,
+    /// From 0; the runs of one round came one after the other.
+    pub(crate) round: u32,
+}
+
 #[derive(Debug, Serialize)]
 pub(crate) struct Run {
     pub(crate) contestant: &'static str,
     /// The connector's settings: as shipped, with Debezium's and Kafka's defaults, or no connector.
     pub(crate) connector: &'static str,
-    /// Writes a second that were asked for, and that were committed.
-    pub(crate) rate: u32,
+    #[serde(flatten)]
+    pub(crate) pace: Pace,
+    /// Writes a second that were committed.
     pub(crate) committed_rate: f64,
     /// Rows not yet visible when the last one was committed.
     pub(crate) behind: u64,
     /// From the commit's answer to the reader's, in milliseconds.
     pub(crate) millis: Percentiles,
-    /// Median of the p99 of ten slices of the run, one after the other.
-    pub(crate) calm_p99: f64,
     /// The same time by its stages, where the rows go through the topic.
-    pub(crate) stages: Option<Stages>,
-    /// How many writes took how many milliseconds.
-    pub(crate) histogram: Histogram,
+    pub(crate) stages: Option<Stages<Percentiles>>,
+    /// The milliseconds of each row.
+    #[serde(skip)]
+    pub(crate) values: Vec<f64>,
 }
 
 pub(crate) async fn measure(
     servers: &Servers,
     subject: Subject,
-    rate: u32,
-    seconds: u32,
+    pace: Pace,
 ) -> anyhow::Result<Run> {
     let Subject { contestant, connector, place } = subject;
+    let Pace { rate, seconds, .. } = pace;
     let step = servers.progress.step(format!("{rate}/s"), "warming up");
     // From here on, so that its first fetch is over when the run begins.
     let sampler = if connector == NO_CONNECTOR { None } else { Some(Sampler::start(servers)?) };
@@ -65,19 +75,8 @@ pub(crate) async fn measure(
         None => None,
     };
     let values: Vec<f64> = written.passages.iter().map(Passage::millis).collect();
-    let calm_p99 = calm_p99(&values).context("nothing was written")?;
-    let histogram = Histogram::of(&values);
-    let millis = Percentiles::of(values).context("nothing was written")?;
+    let millis = Percentiles::of(values.clone()).context("nothing was written")?;
     step.done(&format!("{contestant}: p50 {:.1} ms, p99 {:.1} ms", millis.p50, millis.p99));
-    Ok(Run {
-        contestant,
-        connector,
-        rate,
-        committed_rate: written.committed_rate,
-        behind: written.behind,
-        millis,
-        calm_p99,
-        stages,
-        histogram,
-    })
+    let (committed_rate, behind) = (written.committed_rate, written.behind);
+    Ok(Run { contestant, connector, pace, committed_rate, behind, millis, stages, values })
 }

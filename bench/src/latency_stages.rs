@@ -41,18 +41,18 @@ const PREFIX_BYTES: usize = 5;
 /// milliseconds only, and who reads need not wait for the answer of the one who wrote: a stage may be
 /// shorter than nothing.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub(crate) struct Stages {
+pub(crate) struct Stages<T> {
     /// From the commit's answer until Debezium made the envelope (its `ts_us`).
-    pub(crate) read: Percentiles,
+    pub(crate) read: T,
     /// Until Connect gave the record to its producer (the record's timestamp, Kafka's `CreateTime`).
-    pub(crate) connector: Percentiles,
+    pub(crate) connector: T,
     /// Until a consumer had it that fetches as cdc-consumer does: producer, broker, fetch.
-    pub(crate) broker: Percentiles,
+    pub(crate) broker: T,
     /// Until the reader found the row.
-    pub(crate) apply: Percentiles,
+    pub(crate) apply: T,
 }
 
-impl Stages {
+impl Stages<Percentiles> {
     /// Fails when a row did not come through the topic.
     pub(crate) fn of(
         passages: &[Passage],

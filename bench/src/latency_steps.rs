@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 
+use crate::figures::Spread;
 use crate::latency_loop::{VIEW, write_and_read};
-use crate::latency_run::{OURS, Run, measure};
+use crate::latency_run::{OURS, Pace, Run, measure};
 use crate::servers::Servers;
 
 const FIRST_RATE: u32 = 500;
@@ -25,9 +26,8 @@ pub(crate) struct Steps {
     tries: Vec<Try>,
     /// Writes a second; none when not even the slowest rate was kept.
     pub(crate) sustainable: Option<u32>,
-    /// The p99 at 80 % of it as a multiple of that at 10 %, and the same of the calm p99.
-    pub(crate) p99_ratio: Option<f64>,
-    pub(crate) calm_p99_ratio: Option<f64>,
+    /// The p99 at 80 % of it as a multiple of that at 10 %, round by round.
+    pub(crate) p99_ratio: Option<Spread>,
 }
 
 #[derive(Debug, Serialize)]
@@ -41,7 +41,11 @@ struct Try {
 }
 
 /// Returns the runs at both shares besides.
-pub(crate) async fn run(servers: &Servers, seconds: u32) -> anyhow::Result<(Steps, Vec<Run>)> {
+pub(crate) async fn run(
+    servers: &Servers,
+    seconds: u32,
+    repeat: u32,
+) -> anyhow::Result<(Steps, Vec<Run>)> {
     let mut tries = Vec::new();
     let mut search = Search::default();
     while let Some(rate) = search.next() {
@@ -53,20 +57,17 @@ pub(crate) async fn run(servers: &Servers, seconds: u32) -> anyhow::Result<(Step
     {
         search.slower();
     }
-    let mut runs = Vec::new();
-    for share in SHARES {
-        if let Some(highest) = search.good {
-            let rate = (highest * share / 100).max(RATE_MIN);
-            runs.push(measure(servers, OURS, rate, seconds).await?);
+    let (mut runs, mut ratios) = (Vec::new(), Vec::new());
+    if let Some(highest) = search.good {
+        let [low, high] = SHARES.map(|share| (highest * share / 100).max(RATE_MIN));
+        for round in 0..repeat {
+            let low = measure(servers, OURS, Pace { rate: low, seconds, round }).await?;
+            let high = measure(servers, OURS, Pace { rate: high, seconds, round }).await?;
+            ratios.push(high.millis.p99 / low.millis.p99);
+            runs.extend([low, high]);
         }
     }
-    let ratio = |of: fn(&Run) -> f64| match runs.as_slice() {
-        [low, high] => Some(of(high) / of(low)),
-        _ => None,
-    };
-    let p99_ratio = ratio(|run| run.millis.p99);
-    let calm_p99_ratio = ratio(|run| run.calm_p99);
-    let steps = Steps { tries, sustainable: search.good, p99_ratio, calm_p99_ratio };
+    let steps = Steps { tries, sustainable: search.good, p99_ratio: Spread::of(ratios) };
     Ok((steps, runs))
 }
 

@@ -23,6 +23,7 @@ mod latency_rivals;
 mod latency_run;
 mod latency_stages;
 mod latency_steps;
+mod latency_summary;
 mod library;
 mod load;
 mod operations;

@@ -66,7 +66,7 @@ enum Kind {
 
 fn kind(text: &str) -> anyhow::Result<Kind> {
     let json: Json = serde_json::from_str(text).context("it holds no JSON")?;
-    if json.get("summaries").is_some() {
+    if json.get("mix").is_some() {
         let result = serde_json::from_value(json);
         return result.map(Kind::Drain).context("it is no whole result of `drain`");
     }
@@ -74,12 +74,11 @@ fn kind(text: &str) -> anyhow::Result<Kind> {
         let result = serde_json::from_value(json);
         return result.map(Kind::Load).context("it is no whole result of `load`");
     }
-    let run = &json["runs"][0];
-    if run.get("millis").is_none() {
+    if json.get("steps").is_none() {
         bail!("it is no result of `drain`, `latency` or `load`");
     }
-    if run.get("histogram").is_none() {
-        bail!("it is a result of an older `latency`, without histograms; measure again");
+    if json.get("summaries").is_none() {
+        bail!("it is a result of an older `latency`, without rounds; measure again");
     }
     let result = serde_json::from_value(json);
     result.map(Kind::Latency).context("it is no whole result of `latency`")
@@ -156,8 +155,8 @@ mod tests {
         check("[]", "it is no result of");
         check(r#"{"runs": [], "users": 5}"#, "it is no result of");
         check(r#"{"progress": [], "users": 5}"#, "no whole result of `load`");
-        check(r#"{"runs": [{"rate": 5, "millis": {}}]}"#, "older `latency`");
-        check(r#"{"runs": [{"millis": {}, "histogram": {}}]}"#, "no whole result of `latency`");
-        check(r#"{"summaries": []}"#, "no whole result of `drain`");
+        check(r#"{"runs": [], "steps": null}"#, "older `latency`");
+        check(r#"{"summaries": [{}], "steps": null}"#, "no whole result of `latency`");
+        check(r#"{"summaries": [], "mix": "mixed"}"#, "no whole result of `drain`");
     }
 }

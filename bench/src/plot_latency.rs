@@ -28,18 +28,18 @@ const COLORS: [RGBColor; 7] = [
 /// What of a result is drawn.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Result {
-    runs: Vec<Run>,
+    summaries: Vec<Summary>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Run {
+struct Summary {
     contestant: String,
     connector: String,
     rate: u32,
     histogram: Histogram,
 }
 
-impl Run {
+impl Summary {
     fn title(&self) -> String {
         let Self { contestant, connector, rate, .. } = self;
         match connector.as_str() {
@@ -69,7 +69,8 @@ pub(crate) fn draw(
     result: &Result,
     path: &Path,
 ) -> std::result::Result<(), Box<dyn std::error::Error>> {
-    let curves: Vec<_> = result.runs.iter().map(|run| (run, curve(&run.histogram))).collect();
+    let summaries = result.summaries.iter();
+    let curves: Vec<_> = summaries.map(|summary| (summary, curve(&summary.histogram))).collect();
     let millis = || curves.iter().flat_map(|(_, points)| points).map(|(millis, _)| *millis);
     let (from, to) = (millis().fold(f64::MAX, f64::min), millis().fold(0.0, f64::max));
     // A little more than what is drawn, so that rounding does not lose the axis's last label.
@@ -95,7 +96,7 @@ pub(crate) fn draw(
         .axis_style(INK)
         .light_line_style(WHITE)
         .draw()?;
-    for (row, ((run, points), color)) in
+    for (row, ((summary, points), color)) in
         (0..).zip(curves.into_iter().zip(COLORS.into_iter().cycle()))
     {
         let style = color.stroke_width(2);
@@ -103,7 +104,7 @@ pub(crate) fn draw(
         let middle = i32::try_from(HEIGHT)? + row * ROW + ROW / 2;
         root.draw(&PathElement::new(vec![(80, middle), (104, middle)], style))?;
         let label = text(16).pos(Pos::new(HPos::Left, VPos::Center));
-        root.draw(&Text::new(run.title(), (112, middle), label))?;
+        root.draw(&Text::new(summary.title(), (112, middle), label))?;
     }
     root.present()?;
     Ok(())
@@ -138,8 +139,8 @@ mod tests {
     }
 
     #[test]
-    fn every_run_of_a_result_is_in_the_picture() {
-        let text = r#"{"runs": [
+    fn every_summary_of_a_result_is_in_the_picture() {
+        let text = r#"{"summaries": [
             {"contestant": "cdc-consumer", "connector": "shipped", "rate": 500,
              "histogram": {"first": 10, "per_decade": 20, "counts": [5, 80, 14, 1]}},
             {"contestant": "cdc-consumer", "connector": "defaults", "rate": 500,
