@@ -20,12 +20,25 @@ const COMMON: [&str; 4] = [
     "-Xlog:all=error:stderr",
 ];
 
+/// Such a server makes much garbage and keeps little of it: each collection stops all its records, and costs
+/// by what survives. So there are few, and what has survived two of them is not copied any more.
+const STREAMING_HEAP_MIB: u32 = 512;
+const STREAMING_YOUNG_MIB: u32 = 320;
+
 /// Options for a server with a heap limit in MiB, whose class archive has the server's name.
 pub(crate) fn server_options(places: &Places, name: &str, heap_mib: u32) -> Vec<OsString> {
     let mut options = common(heap_mib);
     options.push(with_path("-Djava.io.tmpdir=", &scratch(places, name)));
     options.push("-XX:+AutoCreateSharedArchive".into());
     options.push(with_path("-XX:SharedArchiveFile=", &archive(places, name)));
+    options
+}
+
+/// Options for a server through which all records pass.
+pub(crate) fn streaming_options(places: &Places, name: &str) -> Vec<OsString> {
+    let mut options = server_options(places, name, STREAMING_HEAP_MIB);
+    options.push(format!("-Xmn{STREAMING_YOUNG_MIB}m").into());
+    options.push("-XX:MaxTenuringThreshold=2".into());
     options
 }
 

@@ -13,7 +13,7 @@ use crate::addresses::{
 };
 use crate::configuration;
 use crate::fetch::{Installed, ignore_absent, unpack};
-use crate::java::{self, server_options, tool_options, with_path};
+use crate::java::{self, server_options, streaming_options, tool_options, with_path};
 use crate::proc_table::command_line;
 use crate::process::{Launch, User};
 use crate::registry_database;
@@ -151,7 +151,7 @@ async fn kafka(places: &Places) -> Result<Launch, StackError> {
         format.args.extend(["-t".into(), id.into(), "-c".into(), properties.clone().into()]);
         run_once(format).await?;
     }
-    let mut launch = kafka_java(places, &home, server_options(places, "kafka", 512))?;
+    let mut launch = kafka_java(places, &home, streaming_options(places, "kafka"))?;
     launch.args.extend(["kafka.Kafka".into(), properties.into()]);
     Ok(launch)
 }
@@ -166,7 +166,7 @@ fn connect(places: &Places) -> Result<Launch, StackError> {
     let plugins: Vec<&Path> = installed.plugins.iter().map(PathBuf::as_path).collect();
     let properties = home.join("connect.properties");
     write(&properties, &configuration::connect_properties(&plugins, directory))?;
-    let mut launch = kafka_java(places, &home, server_options(places, "connect", 512))?;
+    let mut launch = kafka_java(places, &home, streaming_options(places, "connect"))?;
     launch.args.push("org.apache.kafka.connect.cli.ConnectDistributed".into());
     launch.args.push(properties.into());
     Ok(launch)
