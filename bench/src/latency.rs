@@ -24,7 +24,9 @@ use crate::servers::{Conditions, Servers};
 pub(crate) const CONNECTOR: &str = "users";
 /// Of its shipped settings those that Debezium and Kafka would set otherwise.
 const FOR_SPEED: [&str; 2] = ["poll.interval.ms", "producer.override.linger.ms"];
-/// Not counted: a Connect or broker that has just started runs code that Java has not yet compiled.
+/// Before each round. Connect and broker that have just started run code that Java has not yet compiled; the
+/// round before restarted a connector and the consumer, and made and dropped databases, each with a
+/// checkpoint, after which `PostgreSQL` logs each page once as a whole.
 const WARM_UP_RATE: u32 = 2000;
 const WARM_UP_SECONDS: u32 = 30;
 
@@ -59,10 +61,8 @@ async fn measure_all(
     if options.rivals {
         rivals::prepare(servers).await?;
     }
-    let step = servers.progress.step(format!("{WARM_UP_RATE}/s"), "warming up Java");
-    write_and_read(VIEW, WARM_UP_RATE, WARM_UP_SECONDS).await?;
-    step.done("done");
     for round in 0..options.repeat {
+        warm_up(servers).await?;
         for &rate in &options.rates {
             latency.runs.push(measure(servers, OURS, Pace { rate, seconds, round }).await?);
         }
@@ -79,6 +79,14 @@ async fn measure_all(
         latency.runs.extend(runs);
         latency.steps = Some(steps);
     }
+    Ok(())
+}
+
+/// Not counted.
+async fn warm_up(servers: &Servers) -> anyhow::Result<()> {
+    let step = servers.progress.step(format!("{WARM_UP_RATE}/s"), "warming up");
+    write_and_read(VIEW, WARM_UP_RATE, WARM_UP_SECONDS).await?;
+    step.done("warmed up");
     Ok(())
 }
 
