@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use devstack::Service;
+use futures_util::future::LocalBoxFuture;
 use serde::Serialize;
 
 use crate::copy;
@@ -129,11 +130,7 @@ impl Field<'_> {
         let replay = unless_interrupted(self.prepare(contestant)).await?;
         step.message("running");
         let wal_before = self.target.wal_bytes().await?;
-        let report = match contestant {
-            Contestant::Sink => self.sink(jdbc::DEFAULT).await?,
-            Contestant::SinkTuned => self.sink(self.tuned).await?,
-            other => unless_interrupted(self.apply(other, replay)).await?,
-        };
+        let report = self.apply(contestant, replay).await?;
         let wal = self.target.wal_bytes().await? - wal_before;
         step.message("comparing with the source");
         let difference = self.target.compare(contestant.table()).await?;
@@ -175,25 +172,32 @@ impl Field<'_> {
         Replay::build(self.servers, self.target, table, records_max).await.map(Some)
     }
 
-    /// All but the sink, whose connector must be removed in the end.
     async fn apply(
         &self,
         contestant: Contestant,
         replay: Option<Replay>,
     ) -> anyhow::Result<Report> {
-        match contestant {
-            Contestant::Ours | Contestant::OursView => self.ours(contestant.table()).await,
-            Contestant::KafkaOffsets => self.kafka_offsets(contestant.table()).await,
-            Contestant::Copy => Ok(timed(copy::run(self.target).await?, None)),
-            Contestant::Sql | Contestant::SqlView => replayed(replay, Depth::Statements).await,
+        let table = contestant.table();
+        let applied: LocalBoxFuture<'_, _> = match contestant {
+            // The connector must be removed in the end: it looks for an interrupt itself.
+            Contestant::Sink => return self.sink(jdbc::DEFAULT).await,
+            Contestant::SinkTuned => return self.sink(self.tuned).await,
+            Contestant::Ours | Contestant::OursView => Box::pin(self.ours(table)),
+            Contestant::KafkaOffsets => Box::pin(self.kafka_offsets(table)),
+            Contestant::Copy => Box::pin(self.copy()),
+            Contestant::Sql | Contestant::SqlView => Box::pin(replayed(replay, Depth::Statements)),
             Contestant::RowByRow | Contestant::RowByRowView => {
-                replayed(replay, Depth::Upserts).await
+                Box::pin(replayed(replay, Depth::Upserts))
             }
             Contestant::Transactions | Contestant::TransactionsView => {
-                replayed(replay, Depth::Transactions).await
+                Box::pin(replayed(replay, Depth::Transactions))
             }
-            Contestant::Sink | Contestant::SinkTuned => bail!("a sink is a connector"),
-        }
+        };
+        unless_interrupted(applied).await
+    }
+
+    async fn copy(&self) -> anyhow::Result<Report> {
+        Ok(timed(copy::run(self.target).await?, None))
     }
 
     async fn ours(&self, table: Table) -> anyhow::Result<Report> {
@@ -245,7 +249,7 @@ impl Field<'_> {
 }
 
 async fn replayed(replay: Option<Replay>, depth: Depth) -> anyhow::Result<Report> {
-    let Some(replay) = replay else { anyhow::bail!("nothing was prepared") };
+    let replay = replay.context("nothing was prepared")?;
     let own = || process::cpu_micros(std::process::id());
     let before = own()?;
     let time = replay.run(depth).await?;
