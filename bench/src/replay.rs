@@ -94,16 +94,15 @@ impl Replay {
     }
 }
 
-/// A writer's connection for batches without a fence, as the fence would leave it to them: statements are
-/// planned each for itself, and counters are its own, since writers that share them deadlock.
+/// A writer's connection for batches without a fence, as the fence would leave it to them: counters are its
+/// own, since writers that share them deadlock.
 pub(crate) async fn connect(
     database: &Database,
     generation: Generation,
     writer: usize,
 ) -> anyhow::Result<PgConnection> {
     let mut connection = database.connect_writer(generation).await?;
-    let sql = "select set_config('cdc.slot', $1, false),
-                      set_config('plan_cache_mode', 'force_custom_plan', false)";
+    let sql = "select set_config('cdc.slot', $1, false)";
     sqlx::query(sql).bind(writer.to_string()).execute(&mut connection).await?;
     Ok(connection)
 }

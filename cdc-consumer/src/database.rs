@@ -43,7 +43,7 @@ impl Database {
             ("tcp_user_timeout", idle.as_str()),
             // Compiling a plan costs more than any of our statements runs.
             ("jit", "off"),
-            // Questions of the same shape again and again. A writer's are another matter, see below.
+            // Statements of the same shape again and again.
             ("plan_cache_mode", "force_generic_plan"),
         ]);
         Ok(Self { options })
@@ -66,23 +66,21 @@ impl Database {
 
     /// A connection that applies batches to a generation.
     ///
-    /// Each batch is planned for its own size and for the tables as they are, which the fence asks for in the
-    /// transaction; its own plan is kept. A plan of another statement that is kept was made for
-    /// the first batches, often of an empty table, where reading it whole is cheapest; every later batch
-    /// then reads a table whole that has grown, and applies a twentieth of the rows a second. A batch is looked
-    /// up row by row in an index, however much cheaper reading the table whole, once or for each row, may
-    /// seem: the server's guess of that is off by more than the difference, and rows stay in the order of
-    /// their keys. It takes a table for empty, whatever its size, that it analysed before the first commit.
+    /// The plans of its statements are kept: planning one takes longer than a small batch runs. A plan is made
+    /// for the first batches, often of empty tables, where reading a table whole seems cheapest; every later
+    /// batch would then read a table whole that has grown. So nothing is left to choose: a batch is looked
+    /// up row by row in an index, in the order of its keys. Keys of one batch are different, so that
+    /// remembering what was looked up saves nothing.
     pub async fn connect_writer(
         &self,
         generation: Generation,
     ) -> Result<PgConnection, DatabaseError> {
         let options = self.options_of(generation);
         let options = options.options([
-            ("plan_cache_mode", "force_generic_plan"),
             ("enable_hashjoin", "off"),
             ("enable_mergejoin", "off"),
             ("enable_material", "off"),
+            ("enable_memoize", "off"),
             ("enable_seqscan", "off"),
         ]);
         self.connect_with(&options).await

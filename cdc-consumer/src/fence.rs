@@ -112,10 +112,6 @@ const ACQUIRE: &str = "
 /// rows: fewer than partitions means somebody else owns one, or the database was rewound.
 /// Partitions are locked in order, so that two owners can wait for each other but not in a circle. It tells
 /// whether there are dead letters, which saves each batch a question of its own.
-///
-/// Its own plan is kept: it finds a few partitions by key, whatever the batch, and planning it takes three
-/// times as long as running it. The batch's other statements are planned anew, see
-/// [`crate::database::Database::connect_writer`].
 const FENCE: &str = "
     with claimed as (
         select *
@@ -133,7 +129,7 @@ const FENCE: &str = "
         for update of o
     ),
     slot as materialized (
-        select set_config('cdc.slot', $12, true), set_config('plan_cache_mode', 'force_custom_plan', true)
+        select set_config('cdc.slot', $12, true)
     )
     update cdc_offset o
     set
@@ -165,8 +161,7 @@ pub enum Answer {
     Passed { dead_letters: bool },
 }
 
-/// Moves every claim of a batch, inside its transaction, names the slot of its counters to the triggers,
-/// and has PostgreSQL plan the statements that follow each for itself.
+/// Moves every claim of a batch, inside its transaction, and names the slot of its counters to the triggers.
 pub async fn pass(
     connection: &mut PgConnection,
     claims: &[Claim],

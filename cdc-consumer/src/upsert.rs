@@ -1,7 +1,9 @@
 //! The statements that write rows; `sql.rs` has the others. No I/O.
 
 use crate::catalog::{LAST_PROCESSED_AT, SOURCE_EPOCH, SOURCE_LSN, Table};
-use crate::sql::{ROW, deleted_table, input, key_equal, literal, names, quote};
+use crate::sql::{
+    ROW, ROW_BY_ROW, deleted_table, input, key_equal, key_looked_up, literal, names, quote,
+};
 
 /// Writes rows whose keys nobody else writes meanwhile: the fence holds their partitions. It looks before it
 /// writes. A row that another transaction inserts after the look breaks the primary key; the batch is then
@@ -48,11 +50,11 @@ pub(crate) fn partial(table: &Table, kept: &[usize]) -> String {
     let written = Written::new(table, kept);
     format!(
         "with s as materialized (select i.*{stamp} from ({input}) as i), \
-         done as (update {table} t set {set} from s where {same_row} \
+         done as (update {table} t set {set} from s where {found} \
          and (t.{SOURCE_EPOCH}, t.{SOURCE_LSN}) <= (s.{SOURCE_EPOCH}, s.{SOURCE_LSN}) \
          returning s.{ROW}) \
          select s.{ROW}, exists (select from done where done.{ROW} = s.{ROW}) as applied, \
-         exists (select from {table} t where {same_row}) \
+         exists (select from {table} t where {same_row} {ROW_BY_ROW}) \
          or exists (select from {deleted} d where {same_deleted} \
          and (d.{SOURCE_EPOCH}, d.{SOURCE_LSN}) > (s.{SOURCE_EPOCH}, s.{SOURCE_LSN})) \
          or exists (select from cdc_floor f where f.view_name = {view} \
@@ -62,6 +64,7 @@ pub(crate) fn partial(table: &Table, kept: &[usize]) -> String {
         input = input(table, &written.columns),
         table = quote(&table.name),
         set = assignments(&written.updated, "s"),
+        found = key_looked_up(table, "t", "s"),
         same_row = key_equal(table, "t", "s"),
         deleted = deleted_table(table),
         same_deleted = key_equal(table, "d", "s"),
