@@ -73,7 +73,7 @@ pub(crate) struct DrainOptions {
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) events: u64,
 
-    /// How often each contestant runs; they take turns
+    /// How often each contestant runs; they take turns. One run before is not counted
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repeat: u32,
 
