@@ -97,15 +97,16 @@ pub(crate) fn key_equal(table: &Table, one: &str, other: &str) -> String {
 /// PostgreSQL may as well begin with the view, in the order of its index, and does so by a plan that was
 /// made when the statistics called the view empty. An array cannot be an element of another.
 pub(crate) fn key_looked_up(table: &Table, one: &str, other: &str) -> String {
-    let is_array = |column| table.column_type(column).is_some_and(|it| it.base.starts_with('_'));
-    let pairs: Vec<_> = table
-        .key_columns()
-        .map(|column| (quote(table.column_name(column)), is_array(column)))
-        .map(|(key, is_array)| match is_array {
-            true => format!("{one}.{key} = {other}.{key}"),
-            false => format!("{one}.{key} = any (array[{other}.{key}])"),
-        })
-        .collect();
+    let is_array = |column| table.column_type(column).is_some_and(|it| it.element.is_some());
+    let same = |column| {
+        let key = quote(table.column_name(column));
+        if is_array(column) {
+            format!("{one}.{key} = {other}.{key}")
+        } else {
+            format!("{one}.{key} = any (array[{other}.{key}])")
+        }
+    };
+    let pairs: Vec<_> = table.key_columns().map(same).collect();
     pairs.join(" and ")
 }
 

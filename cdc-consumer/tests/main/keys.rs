@@ -71,6 +71,34 @@ async fn uuid_keys_are_exact() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn array_keys_are_exact() {
+    let words = |words: &[&str]| json!({"id": words});
+    check(
+        "create table by_words (id text[] primary key, value text)",
+        "by_words",
+        json!([{"name": "id", "type": {"type": "array", "items": ["null", "string"]}}]),
+        [words(&["a,b"]), words(&["a", "b"]), words(&[])],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_of_enums_and_domains_are_exact() {
+    let key = |size: &str, word: &str| json!({"size": size, "word": word});
+    let text = json!({"type": "string", "connect.name": "io.debezium.data.Enum",
+        "connect.parameters": {"allowed": "S,M"}});
+    check(
+        "create type size as enum ('S', 'M');
+         create domain word as text;
+         create table by_size (size size, word word, value text, primary key (size, word))",
+        "by_size",
+        json!([{"name": "size", "type": text}, {"name": "word", "type": "string"}]),
+        [key("S", "a"), key("M", "a"), key("S", "b")],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn text_keys_with_quotes_and_quoted_names_are_exact() {
     check(
         "create table \"Quoted_\"\" . Table\" (k text primary key, value text)",
