@@ -88,9 +88,7 @@ pub(crate) fn names(table: &Table, columns: impl Iterator<Item = usize>) -> Vec<
 
 /// `a.k1 = b.k1 and a.k2 = b.k2`: PostgreSQL's equality, which is looser than Rust's for some types.
 pub(crate) fn key_equal(table: &Table, one: &str, other: &str) -> String {
-    let keys = names(table, table.key_columns());
-    let pairs: Vec<_> = keys.iter().map(|key| format!("{one}.{key} = {other}.{key}")).collect();
-    pairs.join(" and ")
+    each_key(table, |_, key| format!("{one}.{key} = {other}.{key}"))
 }
 
 /// [`key_equal`] in a join that is to look the rows `one` of a view up from the rows `other`. For a plain `=`
@@ -98,16 +96,13 @@ pub(crate) fn key_equal(table: &Table, one: &str, other: &str) -> String {
 /// made when the statistics called the view empty. An array cannot be an element of another.
 pub(crate) fn key_looked_up(table: &Table, one: &str, other: &str) -> String {
     let is_array = |column| table.column_type(column).is_some_and(|it| it.element.is_some());
-    let same = |column| {
-        let key = quote(table.column_name(column));
+    each_key(table, |column, key| {
         if is_array(column) {
             format!("{one}.{key} = {other}.{key}")
         } else {
             format!("{one}.{key} = any (array[{other}.{key}])")
         }
-    };
-    let pairs: Vec<_> = table.key_columns().map(same).collect();
-    pairs.join(" and ")
+    })
 }
 
 /// Whether a row that PostgreSQL finds equal is the very one: nothing to ask where equal is identical. A
@@ -117,10 +112,16 @@ fn key_identical(table: &Table, one: &str, other: &str) -> String {
     if !table.key_equality_is_loose() {
         return "true".to_owned();
     }
-    let keys = names(table, table.key_columns());
-    let pairs: Vec<_> =
-        keys.iter().map(|key| format!("{one}.{key}::text = {other}.{key}::text")).collect();
-    pairs.join(" and ")
+    each_key(table, |_, key| format!("{one}.{key}::text = {other}.{key}::text"))
+}
+
+/// A condition on each key column, given its position and quoted name, joined by `and`.
+fn each_key(table: &Table, condition: impl Fn(usize, &str) -> String) -> String {
+    let conditions: Vec<_> = table
+        .key_columns()
+        .map(|column| condition(column, &quote(table.column_name(column))))
+        .collect();
+    conditions.join(" and ")
 }
 
 /// The input arrays as rows of the table's types, numbered by [`ROW`]. With keys that PostgreSQL may call
