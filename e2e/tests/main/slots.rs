@@ -19,21 +19,7 @@ const SLOT: &str = "user_service";
 #[tokio::test]
 async fn what_a_slot_went_past_is_found_and_a_new_snapshot_mends_it() {
     with_system(async |system: System| {
-        let changed = create(&system).await;
-        let deleted = create(&system).await;
-        system.views_equal(DEADLINE).await;
-
-        connector(&system, Method::PUT, "stop").await;
-        slot_is(&system, "f").await;
-        let user = |id: i64| system.http.users(&format!("/{id}"));
-        let body = json!({"name": "새 이름", "department": "기획팀",
-            "email": format!("changed-{:x}@{EMAIL_DOMAIN}", rand::random::<u64>())});
-        system.http.expect(200, Method::PUT, &user(changed), Some(&body)).await;
-        system.http.expect(204, Method::DELETE, &user(deleted), None).await;
-        let missed = create(&system).await;
-        let advance = "select pg_replication_slot_advance($1, pg_current_wal_lsn())::text";
-        let advanced: String =
-            sqlx::query_scalar(advance).bind(SLOT).fetch_one(&system.user_db).await.unwrap();
+        let (changed, deleted, missed) = pass_changes_by(&system).await;
         connector(&system, Method::PUT, "resume").await;
         // Nothing tells: the connector runs, and later changes come through.
         let later = create(&system).await;
@@ -48,8 +34,8 @@ async fn what_a_slot_went_past_is_found_and_a_new_snapshot_mends_it() {
             .iter()
             .map(|(id, difference)| json!({"key": [id.to_string()], "difference": difference}))
             .collect();
-        assert!(!equal, "{advanced}: {report}");
-        assert_eq!(report["differing"], json!(expected), "{advanced}: {report}");
+        assert!(!equal, "{report}");
+        assert_eq!(report["differing"], json!(expected), "{report}");
 
         take_a_new_snapshot(&system).await;
         let equal = system.views_equal(DEADLINE).await;
@@ -58,6 +44,44 @@ async fn what_a_slot_went_past_is_found_and_a_new_snapshot_mends_it() {
         assert!(equal, "{report}");
     })
     .await;
+}
+
+/// Stops the connector; changes one row, deletes one and adds one, and moves the slot past that. Returns their
+/// ids.
+///
+/// PostgreSQL notes the running transactions in the log every 15 s. With a note among the changes, the slot
+/// begins behind them and Debezium refuses it; that is mended, and tried again.
+async fn pass_changes_by(system: &System) -> (i64, i64, i64) {
+    const TRIES: u32 = 5;
+    for _ in 0..TRIES {
+        let changed = create(system).await;
+        let deleted = create(system).await;
+        system.views_equal(DEADLINE).await;
+
+        connector(system, Method::PUT, "stop").await;
+        slot_is(system, "f").await;
+        let user = |id: i64| system.http.users(&format!("/{id}"));
+        let body = json!({"name": "새 이름", "department": "기획팀",
+            "email": format!("changed-{:x}@{EMAIL_DOMAIN}", rand::random::<u64>())});
+        system.http.expect(200, Method::PUT, &user(changed), Some(&body)).await;
+        system.http.expect(204, Method::DELETE, &user(deleted), None).await;
+        let missed = create(system).await;
+        let advance = "select pg_replication_slot_advance($1, pg_current_wal_lsn())::text";
+        sqlx::query(advance).bind(SLOT).execute(&system.user_db).await.unwrap();
+
+        let begins = "select (restart_lsn - '0/0')::bigint from pg_replication_slots
+            where slot_name = $1";
+        let begins: i64 =
+            sqlx::query_scalar(begins).bind(SLOT).fetch_one(&system.user_db).await.unwrap();
+        let url = format!("{}/connectors/users/offsets", system.http.connect);
+        let offsets = system.http.expect(200, Method::GET, &url, None).await.body;
+        let known = offsets["offsets"][0]["offset"]["lsn"].as_i64().expect("a stored offset");
+        if begins <= known {
+            return (changed, deleted, missed);
+        }
+        take_a_new_snapshot(system).await;
+    }
+    panic!("running transactions were noted among the changes {TRIES} times in a row");
 }
 
 /// Connect says RUNNING, and Debezium waits for the slot for ever.
