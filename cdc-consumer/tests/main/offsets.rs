@@ -38,7 +38,7 @@ async fn records_that_retention_removes_under_a_frozen_consumer_halt_it() {
     let process = Process::start(&world, &user_views(&feed.topic), 1, &[]);
     feed.send(&world, &users.puts(1..=10)).await;
     world.drained(&feed.topic, 1).await;
-    process.signal("STOP");
+    process.freeze().await;
     // The fetch that waits at the broker ends without a record: time is its condition.
     tokio::time::sleep(Duration::from_millis(500)).await;
     feed.send(&world, &users.puts(5..=20)).await;

@@ -29,7 +29,7 @@ async fn a_consumer_stopped_inside_its_transaction_blocks_nobody_for_long() {
     sqlx::raw_sql(lock).execute(&mut db).await.expect("a lock");
     feed.send(&world, &users.puts(1..=20)).await;
     world.session_shows("wait_event_type = 'Lock'").await;
-    zombie.signal("STOP");
+    zombie.freeze().await;
     drop(db);
 
     world.session_shows("state = 'idle in transaction'").await;
@@ -71,7 +71,7 @@ async fn a_batch_that_arrives_after_its_partitions_moved_is_held_back() {
     let mut users = Users::default();
     // The batch is on its way, not yet in a transaction, when the process is frozen.
     let (zombie, proxy) = with_a_batch_held(&world, &feed, &mut users).await;
-    zombie.signal("STOP");
+    zombie.freeze().await;
     let consumer = Consumer::start(&world, &views, &[]);
     feed.send(&world, &users.puts(10..=30)).await;
     feed.send(&world, &[users.delete(2)]).await;

@@ -169,7 +169,20 @@ impl Process {
         Self { child, log }
     }
 
-    /// Sends a signal by name: STOP, CONT, TERM, KILL.
+    /// Stops it with SIGSTOP, and returns when it stands still: on busy processors it runs on until a thread
+    /// has come to take the signal.
+    pub(crate) async fn freeze(&self) {
+        self.signal("STOP");
+        wait_until("the process to stand still", SOON, || async {
+            let pid = self.child.id().to_string();
+            let state = Command::new("ps").args(["-o", "stat=", "-p", &pid]).output();
+            let state = String::from_utf8_lossy(&state.expect("ps runs").stdout).into_owned();
+            if state.starts_with('T') { Ok(()) } else { Err(state) }
+        })
+        .await;
+    }
+
+    /// Sends a signal by name: CONT, TERM, KILL.
     pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         let sent = Command::new("kill").arg(format!("-{name}")).arg(pid).status();
