@@ -43,6 +43,11 @@ pub enum CatalogError {
     #[error("table {0} has no primary key; a view needs the primary key of its source table")]
     NoPrimaryKey(String),
     #[error(
+        "key column {column} of table {table} is of a domain over an enum, which PostgreSQL cannot compare; \
+         declare the column as the enum itself"
+    )]
+    NoEquality { table: String, column: String },
+    #[error(
         "table {table} is not prepared for changes ({missing}); call cdc_view('{table}') in its migration"
     )]
     NotPrepared { table: String, missing: String },
@@ -63,6 +68,11 @@ impl Table {
         for row in rows {
             let column = catalogue_column(&row).map_err(|source| read_error(name, source))?;
             let in_key: bool = row.try_get("in_key").map_err(|source| read_error(name, source))?;
+            let comparable: bool =
+                row.try_get("comparable").map_err(|source| read_error(name, source))?;
+            if in_key && !comparable {
+                return Err(CatalogError::NoEquality { table: table.name, column: column.name });
+            }
             present.insert(column.name.clone());
             match column.name.as_str() {
                 SOURCE_EPOCH | SOURCE_LSN => {}
@@ -169,6 +179,7 @@ const COLUMNS_SQL: &str = "
         format('%I.%I', type_schema.nspname, t.typname) as cast_name,
         base.typname as base,
         base.typtype = 'e' as enumeration,
+        not (t.typtype = 'd' and base.typtype = 'e') as comparable,
         base.typcategory = 'R' as range,
         element.typname as element_base,
         format_type(element.oid, a.atttypmod) as element_name,

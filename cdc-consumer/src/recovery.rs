@@ -133,6 +133,7 @@ fn of_catalog(error: &CatalogError) -> Recovery {
         CatalogError::Read { source, .. } => of_database(source),
         CatalogError::NoTable { .. }
         | CatalogError::NoPrimaryKey(_)
+        | CatalogError::NoEquality { .. }
         | CatalogError::NotPrepared { .. } => Recovery::Halt,
     }
 }

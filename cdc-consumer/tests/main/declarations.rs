@@ -36,18 +36,21 @@ async fn an_unknown_table_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_table_without_a_primary_key_or_source_position_is_refused() {
+async fn a_table_without_a_comparable_key_or_source_position_is_refused() {
     let world = World::new().await;
     world
         .sql(
             "create table keyless (id bigint); create table plain (id bigint primary key);
-        grant select on keyless, plain to cdc_consumer",
+        create type size as enum ('S'); create domain shirt_size as size;
+        create table shirts (id shirt_size primary key);
+        grant select on keyless, plain, shirts to cdc_consumer",
         )
         .await;
     let feed = user_feed(&world, 1).await;
     for (table, expected) in [
         ("keyless", "table keyless has no primary key"),
         ("plain", "call cdc_view('plain') in its migration"),
+        ("shirts", "key column id of table shirts is of a domain over an enum"),
     ] {
         let views = format!("[[view]]\ntopic = '{}'\ntable = '{table}'\n", feed.topic);
         let error = Consumer::start(&world, &views, &[]).failure().await;
