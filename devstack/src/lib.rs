@@ -37,6 +37,7 @@ pub use artefact::ArtefactError;
 pub use fetch::{fetch_all, fetch_jdbc_sink, relock};
 pub use health::Unhealthy;
 pub use port::Owner;
+pub use proc_table::{alive, paused};
 pub use process::{ProcessError, Running};
 pub use progress::{Progress, Step};
 pub use service::{CONSUMERS_MAX, Service, UnknownService};

@@ -19,7 +19,13 @@ pub(crate) fn start_time(pid: u32) -> Option<String> {
     (!started.starts_with('Z')).then(|| started.split_once(' ').map(|(_, at)| at.to_owned()))?
 }
 
-pub(crate) fn paused(pid: u32) -> bool {
+/// False for a process that is gone or only waits for its parent to take note of its end.
+pub fn alive(pid: u32) -> bool {
+    start_time(pid).is_some()
+}
+
+/// True while the process is stopped by a signal.
+pub fn paused(pid: u32) -> bool {
     if cfg!(target_os = "linux") {
         return Stat::read(pid).is_some_and(|stat| stat.state == 'T');
     }
@@ -120,7 +126,7 @@ mod tests {
     #[test]
     fn this_process_is_alive_and_not_paused() {
         let pid = std::process::id();
-        assert!(start_time(pid).is_some());
+        assert!(alive(pid));
         assert_eq!(start_time(pid), start_time(pid));
         assert!(!paused(pid));
     }

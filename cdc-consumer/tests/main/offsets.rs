@@ -43,7 +43,7 @@ async fn records_that_retention_removes_under_a_frozen_consumer_halt_it() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     feed.send(&world, &users.puts(5..=20)).await;
     world.delete_records(&feed.topic, 0, 17).await;
-    process.signal("CONT");
+    process.thaw();
     process.says("the broker no longer has the next record").await;
     assert_eq!(world.next_offset(&feed.topic, 0).await, "10", "nothing was skipped");
 }

@@ -37,7 +37,7 @@ async fn a_consumer_stopped_inside_its_transaction_blocks_nobody_for_long() {
     feed.send(&world, &users.puts(15..=30)).await;
     applied_by_another(&world, &feed, &users).await;
 
-    zombie.signal("CONT");
+    zombie.thaw();
     zombie.says("cannot go on").await;
     feed.send(&world, &users.puts(1..=5)).await;
     world.shows("user_view", &users.as_view()).await;
@@ -79,7 +79,7 @@ async fn a_batch_that_arrives_after_its_partitions_moved_is_held_back() {
     world.audit().await;
 
     proxy.set(Mode::Forward);
-    zombie.signal("CONT");
+    zombie.thaw();
     zombie.says("the fence held a batch back").await;
     assert_eq!(world.text("select count(*) from audit").await, "0", "the zombie changed rows");
     world.shows("user_view", &users.as_view()).await;

@@ -12,6 +12,7 @@ use cdc_consumer::cli::{self, Cli};
 use cdc_consumer::config::RunSettings;
 use cdc_consumer::pipeline::{self, SessionError};
 use clap::Parser;
+use rustix::process::{Pid, Signal};
 use service::health::Readiness;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -172,21 +173,21 @@ impl Process {
     /// Stops it with SIGSTOP, and returns when it stands still: on busy processors it runs on until a thread
     /// has come to take the signal.
     pub(crate) async fn freeze(&self) {
-        self.signal("STOP");
+        self.signal(Signal::STOP);
         wait_until("the process to stand still", SOON, || async {
-            let pid = self.child.id().to_string();
-            let state = Command::new("ps").args(["-o", "stat=", "-p", &pid]).output();
-            let state = String::from_utf8_lossy(&state.expect("ps runs").stdout).into_owned();
-            if state.starts_with('T') { Ok(()) } else { Err(state) }
+            if devstack::paused(self.id()) { Ok(()) } else { Err("it runs".to_owned()) }
         })
         .await;
     }
 
-    /// Sends a signal by name: CONT, TERM, KILL.
-    pub(crate) fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        let sent = Command::new("kill").arg(format!("-{name}")).arg(pid).status();
-        assert!(sent.expect("kill runs").success(), "kill -{name}");
+    /// Lets it go on.
+    pub(crate) fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).expect("a process of ours takes signals");
     }
 
     /// Waits for a line in its log.
