@@ -96,16 +96,51 @@ fn spelling(number: i64, partition: i64) -> String {
     format!("{}-{number:03}", prefix.expect("four partitions"))
 }
 
-/// A spelling each per partition: the four writers' batches name the same rows in different order.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn writers_of_keys_that_only_postgresql_finds_equal_never_deadlock() {
-    let world = World::new().await;
+/// The view `loose`, whose keys may be spelled differently: a feed of it, and its declaration.
+async fn loose_view(world: &World) -> (Feed, String) {
     world.sql("create extension if not exists citext with schema public").await;
     world.view("create table loose (k public.citext primary key, value text)", "loose").await;
     let fields = json!([{"name": "k", "type": "string"},
         {"name": "value", "type": ["null", "string"]}]);
-    let feed = Feed::new(&world, 4, &fields, &["k"]).await;
+    let feed = Feed::new(world, 4, &fields, &["k"]).await;
     let views = format!("[[view]]\ntopic = '{}'\ntable = 'loose'\n", feed.topic);
+    (feed, views)
+}
+
+/// Whoever is among the rows keeps the other away from all of them, whatever their keys.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_of_keys_that_only_postgresql_finds_equal_take_turns() {
+    let world = World::new().await;
+    let (feed, views) = loose_view(&world).await;
+    let put = |number: i64, lsn: i64, partition: i32| {
+        let row = json!({"k": spelling(number, partition.into()), "value": format!("v{lsn}")});
+        (row.clone(), feed.message(&Event::new("u", lsn, row)).to(partition))
+    };
+    world.send(&feed.topic, vec![put(0, 1, 0).1]).await;
+    let consumer = Consumer::start(&world, &views, &["--writers=4"]);
+    world.drained(&feed.topic, 4).await;
+
+    let mut db = world.db().await;
+    let lock = "begin; select from views_1.loose for update";
+    sqlx::raw_sql(lock).execute(&mut db).await.expect("a lock");
+    let (first, message) = put(0, 2, 0);
+    world.send(&feed.topic, vec![message]).await;
+    world.session_shows("wait_event = 'transactionid'").await;
+    let (second, message) = put(1, 3, 1);
+    world.send(&feed.topic, vec![message]).await;
+    world.session_shows("wait_event = 'advisory'").await;
+    drop(db);
+
+    world.drained(&feed.topic, 4).await;
+    world.shows("loose", &[first, second]).await;
+    consumer.stop().await;
+}
+
+/// A spelling each per partition: the four writers' batches name the same rows in different order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_of_keys_that_only_postgresql_finds_equal_never_deadlock() {
+    let world = World::new().await;
+    let (feed, views) = loose_view(&world).await;
     let mut messages = Vec::new();
     let mut last = Vec::new();
     // Each partition meets each key, as 401 and 4 have no common divisor.
