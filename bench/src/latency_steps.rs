@@ -84,9 +84,9 @@ async fn holds(
         let Run { committed_rate, behind, millis, .. } =
             measure(servers, OURS, Pace { rate, seconds, round }).await?;
         let keeps_up = keeps_up(rate, committed_rate, behind, millis.p99);
-        let step = servers.progress.step(format!("{rate}/s"), "does the view keep up?");
         let verdict = if keeps_up { "keeps up" } else { "falls behind" };
-        step.done(&format!("{verdict}: {committed_rate:.0}/s committed, {behind} rows missing"));
+        let said = format!("  {verdict}: {committed_rate:.0}/s committed, {behind} rows missing");
+        servers.progress.line(&said);
         tries.push(Try { rate, seconds, committed_rate, behind, p99_millis: millis.p99, keeps_up });
         if keeps_up {
             return Ok(true);
