@@ -1,11 +1,8 @@
 //! Avro's binary encoding, read in place.
 //!
-//! Only what a record on its way to a view needs: primitives, lengths, and skipping what nobody asked
-//! for. Schemas are parsed elsewhere ([`crate::schema`]). Bytes come from the network, so every read is
-//! checked and nothing here panics, allocates by a length it was told, or recurses deeper than the
-//! schema does.
-
-use crate::schema::Node;
+//! Only what a record on its way to a view needs: primitives and lengths. Schemas are parsed elsewhere
+//! ([`crate::schema`]), whole values are stepped over there ([`crate::skip`]). Bytes come from the network,
+//! so every read is checked and nothing here panics, or allocates by a length it was told.
 
 /// Why bytes are not what their schema says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -132,7 +129,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The branch a union value takes.
-    pub fn branch<'n>(&mut self, branches: &'n [Node]) -> Result<&'n Node, AvroError> {
+    pub fn branch<'n, B>(&mut self, branches: &'n [B]) -> Result<&'n B, AvroError> {
         let index = self.long()?;
         usize::try_from(index)
             .ok()
@@ -140,66 +137,28 @@ impl<'a> Reader<'a> {
             .ok_or(AvroError::UnknownBranch(index))
     }
 
-    /// Steps over one value.
-    pub fn skip(&mut self, node: &Node) -> Result<(), AvroError> {
-        match node {
-            Node::Null => {}
-            Node::Boolean => drop(self.fixed(1)?),
-            Node::Int(_) | Node::Long(_) | Node::Enum(_) => self.skip_long()?,
-            Node::Float => drop(self.fixed(4)?),
-            Node::Double => drop(self.fixed(8)?),
-            Node::Bytes(_) | Node::String(_) => self.skip_bytes()?,
-            Node::Fixed(length) => drop(self.fixed(*length)?),
-            Node::Array(item) => self.skip_blocks(|reader| reader.skip(item))?,
-            Node::Map(item) => self.skip_blocks(|reader| {
-                reader.bytes()?;
-                reader.skip(item)
-            })?,
-            Node::Union(branches) => {
-                let branch = self.branch(branches)?;
-                self.skip(branch)?;
+    /// Steps over a [`Self::long`]. Eight bytes cannot hold too much; more are read to see.
+    pub fn skip_long(&mut self) -> Result<(), AvroError> {
+        const CONTINUED: u64 = 0x8080_8080_8080_8080;
+        if let Some(bytes) = self.rest.first_chunk() {
+            let ends = !u64::from_le_bytes(*bytes) & CONTINUED;
+            if ends != 0 {
+                let length = ends.trailing_zeros() as usize / 8 + 1;
+                self.rest = self.rest.get(length..).unwrap_or_default();
+                return Ok(());
             }
-            Node::Record(record) => {
-                for field in &record.fields {
-                    self.skip(&field.node)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Up to nine bytes cannot hold too much; a tenth is read to see.
-    fn skip_long(&mut self) -> Result<(), AvroError> {
-        if let Some(last) = self.rest.iter().take(9).position(|&byte| byte < 0x80) {
-            self.rest = self.rest.get(last + 1..).unwrap_or_default();
-            return Ok(());
         }
         self.long().map(drop)
     }
 
-    /// A length of one byte that is not negative, as most are, needs no decoding.
-    fn skip_bytes(&mut self) -> Result<(), AvroError> {
+    /// Steps over [`Self::bytes`]. A length of one byte that is not negative, as most are, needs no decoding.
+    pub fn skip_bytes(&mut self) -> Result<(), AvroError> {
         if let Some(&length) = self.rest.first().filter(|&&byte| byte & 0x81 == 0) {
             let end = 1 + usize::from(length >> 1);
             self.rest = self.rest.get(end..).ok_or(AvroError::BadLength)?;
             return Ok(());
         }
         self.bytes().map(drop)
-    }
-
-    fn skip_blocks(
-        &mut self,
-        mut skip_item: impl FnMut(&mut Self) -> Result<(), AvroError>,
-    ) -> Result<(), AvroError> {
-        loop {
-            let count = self.block()?;
-            if count == 0 {
-                return Ok(());
-            }
-            for _ in 0..count {
-                skip_item(self)?;
-            }
-        }
     }
 }
 
@@ -227,44 +186,5 @@ mod tests {
         assert_eq!(Reader::new(&[1]).bytes(), Err(AvroError::BadLength));
         assert_eq!(Reader::new(&[2, 0xff]).string(), Err(AvroError::NotUtf8));
         assert_eq!(Reader::new(&[200, 1]).block(), Err(AvroError::BadLength));
-    }
-
-    #[test]
-    fn what_is_skipped_is_what_would_be_read() {
-        let check =
-            |node: &Node, bytes: &[u8], read: fn(&mut Reader<'_>) -> Result<(), AvroError>| {
-                let (mut skipped, mut taken) = (Reader::new(bytes), Reader::new(bytes));
-                assert_eq!(skipped.skip(node), read(&mut taken), "{bytes:?}");
-                assert_eq!(skipped.rest().len(), taken.rest().len(), "{bytes:?}");
-            };
-        let long = |bytes: &[u8]| check(&Node::Long(None), bytes, |it| it.long().map(drop));
-        long(&[0, 9]);
-        long(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01, 9]);
-        long(&[0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x01, 9]);
-        let text = |bytes: &[u8]| check(&Node::String(None), bytes, |it| it.bytes().map(drop));
-        text(&[0, 9]);
-        text(&[4, b'a', b'b', 9]);
-        let mut longer = vec![0x80, 0x01];
-        longer.extend([b'a'; 65]);
-        text(&longer);
-        for bytes in [&[0xff; 11][..], &[0x80], &[]] {
-            assert!(Reader::new(bytes).skip(&Node::Long(None)).is_err());
-        }
-        for bytes in [&[4, b'a'][..], &[1], &[]] {
-            assert!(Reader::new(bytes).skip(&Node::String(None)).is_err());
-        }
-    }
-
-    #[test]
-    fn an_array_is_skipped_in_either_block_form() {
-        let node = Node::Array(Box::new(Node::Int(None)));
-        let check = |bytes: &[u8]| {
-            let mut reader = Reader::new(bytes);
-            reader.skip(&node).expect("a well-formed array");
-            reader.finish().expect("nothing is left");
-        };
-        check(&[0]);
-        check(&[4, 2, 4, 0]);
-        check(&[3, 4, 2, 4, 0]);
     }
 }

@@ -5,7 +5,7 @@
 //! complete definition of its types: nothing is rounded or reinterpreted on the way.
 
 use crate::avro::{AvroError, Reader};
-use crate::schema::Node;
+use crate::skip::Skip;
 use crate::temporal;
 use crate::text::{
     ArrayPlaceholder, write_array, write_bits, write_bytes, write_float, write_integer, write_iso,
@@ -95,7 +95,7 @@ pub enum Converter {
 pub enum PointField {
     X,
     Y,
-    Other(Node),
+    Other(Skip),
 }
 
 impl Converter {
@@ -103,11 +103,7 @@ impl Converter {
     pub fn write(&self, reader: &mut Reader<'_>, out: &mut String) -> Result<Cell, ValueError> {
         match self {
             Self::Null => return Ok(Cell::Null),
-            Self::Union(branches) => {
-                let index = reader.long()?;
-                let branch = usize::try_from(index).ok().and_then(|index| branches.get(index));
-                return branch.ok_or(AvroError::UnknownBranch(index))?.write(reader, out);
-            }
+            Self::Union(branches) => return reader.branch(branches)?.write(reader, out),
             Self::Text => return write_text(reader.string()?, out),
             Self::NumericText => return write_numeric_text(reader.string()?, out),
             Self::Bytes => return Ok(write_bytes(reader.bytes()?, out)),

@@ -3,6 +3,7 @@
 use crate::avro::{AvroError, Reader};
 use crate::offsets::Origin;
 use crate::schema::{Node, Record};
+use crate::skip::Skip;
 
 /// Debezium's `op`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +56,7 @@ pub enum EnvelopeError {
     NoPosition,
 }
 
-/// What to do with each field of an envelope, in the writer's order.
+/// What to do with the fields of an envelope, in the writer's order; those of `source` among them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EnvelopePlan {
     steps: Vec<Step>,
@@ -63,10 +64,11 @@ pub struct EnvelopePlan {
 
 #[derive(Debug, Clone, PartialEq)]
 enum Step {
-    Skip(Node),
-    Operation(Node),
-    After { branches: Vec<Node> },
-    Source(Vec<(SourceField, Node)>),
+    Skip(Skip),
+    Operation(Branches<Scalar>),
+    /// A row, or nothing.
+    After(Branches<Option<Skip>>),
+    Source(SourceField, Branches<Scalar>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,13 +78,35 @@ enum SourceField {
     Snapshot,
     TimeMillis,
     TimeMicros,
-    Other,
+}
+
+/// What a field may hold: the branches of a union, or the only thing.
+#[derive(Debug, Clone, PartialEq)]
+enum Branches<T> {
+    One(T),
+    Union(Vec<T>),
+}
+
+/// A value of which a number or a text is wanted. Anything else is stepped over and counts as absent.
+#[derive(Debug, Clone, PartialEq)]
+enum Scalar {
+    Number,
+    Text,
+    Other(Skip),
+}
+
+/// What a [`Scalar`] turned out to be.
+#[derive(Debug, Clone, Copy)]
+enum Found<'a> {
+    Number(i64),
+    Text(&'a [u8]),
+    Absent,
 }
 
 #[derive(Default)]
 struct Source<'a> {
     lsn: Option<i64>,
-    sequence: Option<&'a str>,
+    sequence: Option<&'a [u8]>,
     origin: Option<Origin>,
     ends_snapshot: bool,
     time_micros: Option<i64>,
@@ -98,14 +122,46 @@ impl EnvelopePlan {
                 return Err(EnvelopeSchemaError::NotAnEnvelope(name));
             }
         }
-        let steps = envelope.fields.iter().map(|field| match (field.name.as_str(), &field.node) {
-            ("op", node) => Ok(Step::Operation(node.clone())),
-            ("after", Node::Union(branches)) => Ok(Step::After { branches: branches.clone() }),
-            ("after", node) => Ok(Step::After { branches: vec![node.clone()] }),
-            ("source", node) => source_steps(node).map(Step::Source),
-            (_, node) => Ok(Step::Skip(node.clone())),
-        });
-        Ok(Self { steps: steps.collect::<Result<_, _>>()? })
+        let mut plan = Self { steps: vec![] };
+        for field in &envelope.fields {
+            match (field.name.as_str(), &field.node) {
+                ("op", node) => plan.steps.push(Step::Operation(Branches::of(node, scalar))),
+                ("after", node) => plan.steps.push(Step::After(Branches::of(node, row))),
+                ("source", node) => plan.read_source(node)?,
+                (_, node) => plan.skip(node),
+            }
+        }
+        Ok(plan)
+    }
+
+    fn read_source(&mut self, node: &Node) -> Result<(), EnvelopeSchemaError> {
+        let Node::Record(source) = node else {
+            return Err(EnvelopeSchemaError::NotPostgres);
+        };
+        for field in &source.fields {
+            let wanted = match field.name.as_str() {
+                "lsn" => SourceField::Lsn,
+                "sequence" => SourceField::Sequence,
+                "snapshot" => SourceField::Snapshot,
+                "ts_ms" => SourceField::TimeMillis,
+                "ts_us" => SourceField::TimeMicros,
+                _ => {
+                    self.skip(&field.node);
+                    continue;
+                }
+            };
+            self.steps.push(Step::Source(wanted, Branches::of(&field.node, scalar)));
+        }
+        let has_lsn = source.fields.iter().any(|field| field.name == "lsn");
+        if has_lsn { Ok(()) } else { Err(EnvelopeSchemaError::NotPostgres) }
+    }
+
+    fn skip(&mut self, node: &Node) {
+        if let Some(Step::Skip(skip)) = self.steps.last_mut() {
+            skip.and(node);
+        } else {
+            self.steps.push(Step::Skip(Skip::over(node)));
+        }
     }
 
     /// The record type of `after`: the columns of the source table.
@@ -129,10 +185,12 @@ impl EnvelopePlan {
         let mut source = Source::default();
         for step in &self.steps {
             match step {
-                Step::Skip(node) => reader.skip(node)?,
-                Step::Operation(node) => operation = scalar_text(node, &mut reader)?,
-                Step::After { branches } => after = locate_row(branches, &mut reader)?,
-                Step::Source(fields) => source.read(fields, &mut reader)?,
+                Step::Skip(skip) => skip.step_over(&mut reader)?,
+                Step::Operation(scalar) => operation = read_scalar(scalar, &mut reader)?.text(),
+                Step::After(branches) => after = locate_row(branches, &mut reader)?,
+                Step::Source(field, scalar) => {
+                    source.take(*field, read_scalar(scalar, &mut reader)?);
+                }
             }
         }
         reader.finish()?;
@@ -153,114 +211,110 @@ impl EnvelopePlan {
     }
 }
 
-fn source_steps(node: &Node) -> Result<Vec<(SourceField, Node)>, EnvelopeSchemaError> {
-    let Node::Record(source) = node else {
-        return Err(EnvelopeSchemaError::NotPostgres);
-    };
-    let steps: Vec<_> = source
-        .fields
-        .iter()
-        .map(|field| {
-            let step = match field.name.as_str() {
-                "lsn" => SourceField::Lsn,
-                "sequence" => SourceField::Sequence,
-                "snapshot" => SourceField::Snapshot,
-                "ts_ms" => SourceField::TimeMillis,
-                "ts_us" => SourceField::TimeMicros,
-                _ => SourceField::Other,
-            };
-            (step, field.node.clone())
-        })
-        .collect();
-    let has_lsn = steps.iter().any(|(field, _)| *field == SourceField::Lsn);
-    if has_lsn { Ok(steps) } else { Err(EnvelopeSchemaError::NotPostgres) }
-}
-
 impl<'a> Source<'a> {
-    fn read(
-        &mut self,
-        fields: &[(SourceField, Node)],
-        reader: &mut Reader<'a>,
-    ) -> Result<(), AvroError> {
-        for (field, node) in fields {
-            match field {
-                SourceField::Other => reader.skip(node)?,
-                SourceField::Lsn => self.lsn = scalar_number(node, reader)?,
-                SourceField::TimeMillis => self.time_millis = scalar_number(node, reader)?,
-                SourceField::TimeMicros => self.time_micros = scalar_number(node, reader)?,
-                SourceField::Sequence => self.sequence = scalar_text(node, reader)?,
-                SourceField::Snapshot => {
-                    let snapshot = scalar_text(node, reader)?;
-                    self.origin = snapshot.map(origin);
-                    self.ends_snapshot =
-                        matches!(snapshot, Some("last" | "last_in_data_collection"));
-                }
+    fn take(&mut self, field: SourceField, found: Found<'a>) {
+        match field {
+            SourceField::Lsn => self.lsn = found.number(),
+            SourceField::TimeMillis => self.time_millis = found.number(),
+            SourceField::TimeMicros => self.time_micros = found.number(),
+            SourceField::Sequence => self.sequence = found.text(),
+            SourceField::Snapshot => {
+                let snapshot = found.text();
+                self.origin = snapshot.map(origin);
+                self.ends_snapshot = matches!(snapshot, Some(b"last" | b"last_in_data_collection"));
             }
         }
-        Ok(())
     }
 }
 
-fn parse_operation(operation: Option<&str>) -> Result<Operation, EnvelopeError> {
+impl<T> Branches<T> {
+    fn of(node: &Node, branch: impl Fn(&Node) -> T) -> Self {
+        match node {
+            Node::Union(branches) => Self::Union(branches.iter().map(branch).collect()),
+            only => Self::One(branch(only)),
+        }
+    }
+
+    /// Reads which of them follows.
+    fn read(&self, reader: &mut Reader<'_>) -> Result<&T, AvroError> {
+        match self {
+            Self::One(only) => Ok(only),
+            Self::Union(branches) => reader.branch(branches),
+        }
+    }
+}
+
+fn scalar(node: &Node) -> Scalar {
+    match node {
+        Node::Int(_) | Node::Long(_) => Scalar::Number,
+        Node::String(_) => Scalar::Text,
+        other => Scalar::Other(Skip::over(other)),
+    }
+}
+
+fn read_scalar<'a>(
+    branches: &Branches<Scalar>,
+    reader: &mut Reader<'a>,
+) -> Result<Found<'a>, AvroError> {
+    match branches.read(reader)? {
+        Scalar::Number => reader.long().map(Found::Number),
+        Scalar::Text => reader.bytes().map(Found::Text),
+        Scalar::Other(skip) => skip.step_over(reader).map(|()| Found::Absent),
+    }
+}
+
+impl<'a> Found<'a> {
+    fn number(self) -> Option<i64> {
+        if let Self::Number(number) = self { Some(number) } else { None }
+    }
+
+    fn text(self) -> Option<&'a [u8]> {
+        if let Self::Text(text) = self { Some(text) } else { None }
+    }
+}
+
+fn parse_operation(operation: Option<&[u8]>) -> Result<Operation, EnvelopeError> {
     match operation {
-        Some("c") => Ok(Operation::Create),
-        Some("u") => Ok(Operation::Update),
-        Some("d") => Ok(Operation::Delete),
-        Some("r") => Ok(Operation::Read),
-        Some("t") => Ok(Operation::Truncate),
-        Some("m") => Ok(Operation::Message),
-        other => Err(EnvelopeError::UnknownOperation(other.unwrap_or("null").to_owned())),
+        Some(b"c") => Ok(Operation::Create),
+        Some(b"u") => Ok(Operation::Update),
+        Some(b"d") => Ok(Operation::Delete),
+        Some(b"r") => Ok(Operation::Read),
+        Some(b"t") => Ok(Operation::Truncate),
+        Some(b"m") => Ok(Operation::Message),
+        other => {
+            let other = String::from_utf8_lossy(other.unwrap_or(b"null"));
+            Err(EnvelopeError::UnknownOperation(other.into_owned()))
+        }
     }
 }
 
 /// `source.snapshot`: "first", "true", "last" and their per-table forms mark a whole-table snapshot.
-fn origin(snapshot: &str) -> Origin {
+fn origin(snapshot: &[u8]) -> Origin {
     match snapshot {
-        "false" => Origin::Streaming,
-        "incremental" => Origin::IncrementalSnapshot,
+        b"false" => Origin::Streaming,
+        b"incremental" => Origin::IncrementalSnapshot,
         _ => Origin::Snapshot,
     }
 }
 
 /// `source.sequence` is `["last committed lsn", "lsn"]`; reads of an incremental snapshot have only this.
-fn sequence_lsn(sequence: &str) -> Option<i64> {
-    let (_, lsn): (Option<String>, Option<String>) = serde_json::from_str(sequence).ok()?;
+fn sequence_lsn(sequence: &[u8]) -> Option<i64> {
+    let (_, lsn): (Option<String>, Option<String>) = serde_json::from_slice(sequence).ok()?;
     lsn?.parse().ok()
 }
 
-/// Finds a row in place: the bytes of the union's record branch.
+/// How to step over a branch of `after`, unless it is null.
+fn row(node: &Node) -> Option<Skip> {
+    (*node != Node::Null).then(|| Skip::over(node))
+}
+
+/// Finds a row in place.
 fn locate_row<'a>(
-    branches: &[Node],
+    branches: &Branches<Option<Skip>>,
     reader: &mut Reader<'a>,
 ) -> Result<Option<&'a [u8]>, AvroError> {
-    let node = if let [only] = branches { only } else { reader.branch(branches)? };
-    if *node == Node::Null {
-        return Ok(None);
-    }
+    let Some(row) = branches.read(reader)? else { return Ok(None) };
     let start = reader.rest();
-    reader.skip(node)?;
+    row.step_over(reader)?;
     Ok(start.get(..start.len() - reader.rest().len()))
-}
-
-/// A number, or null in a union. Anything else is stepped over and counts as absent.
-fn scalar_number(node: &Node, reader: &mut Reader<'_>) -> Result<Option<i64>, AvroError> {
-    match node {
-        Node::Int(_) | Node::Long(_) => reader.long().map(Some),
-        Node::Union(branches) => {
-            let branch = reader.branch(branches)?;
-            scalar_number(branch, reader)
-        }
-        other => reader.skip(other).map(|()| None),
-    }
-}
-
-fn scalar_text<'a>(node: &Node, reader: &mut Reader<'a>) -> Result<Option<&'a str>, AvroError> {
-    match node {
-        Node::String(_) => reader.string().map(Some),
-        Node::Union(branches) => {
-            let branch = reader.branch(branches)?;
-            scalar_text(branch, reader)
-        }
-        other => reader.skip(other).map(|()| None),
-    }
 }

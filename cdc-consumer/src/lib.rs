@@ -16,6 +16,7 @@ pub mod kind;
 pub mod pairing;
 pub mod plan;
 pub mod schema;
+pub mod skip;
 pub mod temporal;
 pub mod text;
 pub mod wire;

@@ -6,6 +6,7 @@
 use crate::convert::{Converter, PointField};
 use crate::kind::{Kind, PgType};
 use crate::schema::{Node, Record, Semantic};
+use crate::skip::Skip;
 use crate::text::ArrayPlaceholder;
 
 /// Why a field cannot feed a column. Found when the plan is compiled, before anything is applied.
@@ -218,7 +219,7 @@ fn structured(record: &Record) -> Result<(Kind, Converter), Mismatch> {
             let fields = record.fields.iter().map(|field| match field.name.as_str() {
                 "x" => PointField::X,
                 "y" => PointField::Y,
-                _ => PointField::Other(field.node.clone()),
+                _ => PointField::Other(Skip::over(&field.node)),
             });
             Ok((Kind::Point, Converter::Point(fields.collect())))
         }

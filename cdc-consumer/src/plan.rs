@@ -7,6 +7,7 @@ use crate::envelope::{EnvelopePlan, EnvelopeSchemaError};
 use crate::pairing::{self, Mismatch};
 use crate::rows::RowWriter;
 use crate::schema::{Node, Record};
+use crate::skip::Skip;
 use crate::view::{Absent, ViewSpec};
 
 /// Why a schema cannot feed a view. The declaration, the table or the connector is wrong; nothing of
@@ -65,7 +66,7 @@ pub struct RowPlan {
 
 #[derive(Debug)]
 enum Step {
-    Skip(Node),
+    Skip(Skip),
     Column { index: usize, field: String, converter: Converter },
 }
 
@@ -130,8 +131,9 @@ impl RowPlan {
         let mut reader = Reader::new(bytes);
         for step in &self.steps {
             match step {
-                Step::Skip(node) => {
-                    reader.skip(node).map_err(|error| self.error("(not mapped)", error))?;
+                Step::Skip(skip) => {
+                    skip.step_over(&mut reader)
+                        .map_err(|error| self.error("(not mapped)", error))?;
                 }
                 Step::Column { index, field, converter } => row
                     .cell(*index, |out| converter.write(&mut reader, out))
@@ -163,7 +165,7 @@ fn steps(
     let steps = record.fields.iter().map(|field| {
         let Some(index) = column_of(&field.name) else {
             without_column(&field.name)?;
-            return Ok(Step::Skip(field.node.clone()));
+            return Ok(Step::Skip(Skip::over(&field.node)));
         };
         let converter = table
             .column_type(index)

@@ -174,7 +174,7 @@ pub(crate) fn write_point(
         match field {
             PointField::X => x = reader.double()?,
             PointField::Y => y = reader.double()?,
-            PointField::Other(node) => reader.skip(node)?,
+            PointField::Other(skip) => skip.step_over(reader)?,
         }
     }
     out.push('(');
