@@ -171,18 +171,19 @@ struct Ours<'a> {
     library: &'a Library,
     decoder: Decoder,
     topic: &'a str,
-    shape: (usize, usize),
+    /// Used again and again, as the consumer does with those that were applied.
+    batch: Batch,
 }
 
 impl<'a> Ours<'a> {
     fn new(library: &'a Library, topic: &'a str) -> anyhow::Result<Self> {
         let decoder = Decoder::new(Arc::clone(&library.views));
-        Ok(Self { library, decoder, topic, shape: library.shape()? })
+        Ok(Self { library, decoder, topic, batch: Batch::new([library.shape()?]) })
     }
 
     /// All records into one batch, from the beginning.
     fn decode(&mut self, kept: &[Kept]) -> anyhow::Result<()> {
-        let mut batch = Batch::new([self.shape]);
+        self.batch.clear();
         let partition = |number| Partition { topic: self.topic.to_owned(), number };
         let mut partitions: Vec<_> =
             (0..topic::PARTITIONS).map(|n| (partition(n), Progress::new(0, 1))).collect();
@@ -199,14 +200,14 @@ impl<'a> Ours<'a> {
                 headers: &false,
             };
             while let Decoded::NeedsSchema(id) =
-                self.decoder.decode(&record, partition, progress, &mut batch)?
+                self.decoder.decode(&record, partition, progress, &mut self.batch)?
             {
                 let node = Handle::current().block_on(self.library.registry.schema(id))?;
                 self.decoder.learn(id, node);
             }
         }
-        anyhow::ensure!(batch.refused.is_empty(), "records could not be decoded");
-        black_box(batch);
+        anyhow::ensure!(self.batch.refused.is_empty(), "records could not be decoded");
+        black_box(&self.batch);
         Ok(())
     }
 }

@@ -53,6 +53,15 @@ impl Batch {
         }
     }
 
+    /// As [`Self::new`] made it, with the room it took since: the next batch needs no new memory.
+    pub fn clear(&mut self) {
+        let Self { views, claims, refused, record_count, refused_bytes } = self;
+        views.iter_mut().for_each(ViewBatch::clear);
+        claims.clear();
+        refused.clear();
+        (*record_count, *refused_bytes) = (0, 0);
+    }
+
     pub fn is_empty(&self) -> bool {
         self.claims.is_empty()
     }
@@ -110,6 +119,9 @@ impl Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::convert::Cell;
+    use crate::fold::{Entry, Folded, SnapshotEnd};
+    use crate::offsets::SourcePosition;
 
     #[test]
     fn a_claim_covers_the_holes_before_its_records() {
@@ -123,5 +135,38 @@ mod tests {
         assert_eq!(batch.claims.len(), 1);
         assert_eq!(batch.claims[0].interval, Interval { first: 5, next: 13 });
         assert_eq!(progress.next_offset, 13);
+    }
+
+    #[test]
+    fn a_batch_used_again_knows_nothing_of_the_one_before() {
+        let mut batch = Batch::new([(1, 1)]);
+        let unused = (batch.byte_count(), format!("{batch:?}"));
+        let partition = Partition { topic: "t".into(), number: 0 };
+        for _ in 0..2 {
+            batch.cover(&partition, &mut Progress::new(5, 3), 6);
+            batch.record_count = 1;
+            batch.refuse(Refused {
+                view: 0,
+                partition: partition.clone(),
+                offset: 5,
+                key_text: None,
+                record_key: Some(vec![1]),
+                record_value: None,
+                schema_id: None,
+                error: String::new(),
+            });
+            let view = &mut batch.views[0];
+            let key = |out: &mut String| {
+                out.push('k');
+                Ok::<_, ()>(Cell::Text)
+            };
+            let added = view.add(Entry::at(0, 5), |row| row.cell(0, key));
+            assert_eq!(added, Ok(Folded::New));
+            view.truncated_at = Some(SourcePosition::default());
+            view.snapshot_end = Some(SnapshotEnd { lsn: 1, timestamp_millis: 2, repeated: false });
+            view.counts.folded = 1;
+            batch.clear();
+            assert_eq!((batch.byte_count(), format!("{batch:?}")), unused);
+        }
     }
 }

@@ -107,6 +107,24 @@ impl ViewBatch {
         }
     }
 
+    /// As [`Self::new`] made it, with the room it took since.
+    pub fn clear(&mut self) {
+        let Self {
+            key_width: _,
+            rows,
+            entries,
+            by_key,
+            hasher: _,
+            truncated_at,
+            snapshot_end,
+            counts,
+        } = self;
+        rows.clear();
+        entries.clear();
+        by_key.clear();
+        (*truncated_at, *snapshot_end, *counts) = (None, None, Counts::default());
+    }
+
     /// The changes to make, one per key.
     pub fn entries(&self) -> &[Entry] {
         &self.entries

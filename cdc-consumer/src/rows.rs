@@ -47,6 +47,13 @@ impl Rows {
         Self { width, text: String::new(), slots: Vec::new() }
     }
 
+    /// Removes all rows and keeps their room.
+    pub fn clear(&mut self) {
+        let Self { width: _, text, slots } = self;
+        text.clear();
+        slots.clear();
+    }
+
     /// Columns of a row.
     pub fn width(&self) -> usize {
         self.width

@@ -300,11 +300,15 @@ impl Session {
     }
 
     pub(crate) fn on_report(&mut self, writer: usize, report: Report) -> Result<(), SessionError> {
-        if let Some(writer) = self.writers.get_mut(writer) {
+        let mut writer = self.writers.get_mut(writer);
+        if let Some(writer) = &mut writer {
             writer.under_way = writer.under_way.saturating_sub(1);
         }
         match report {
-            Report::Applied(applied) => {
+            Report::Applied(applied, batch) => {
+                if let Some(writer) = writer {
+                    writer.take_back(batch);
+                }
                 self.note_applied(&applied);
                 Ok(())
             }

@@ -30,7 +30,8 @@ const WORTH_A_TRANSACTION: usize = 250;
 /// What came of a batch.
 #[derive(Debug)]
 pub enum Report {
-    Applied(Box<Applied>),
+    /// What took effect, and the batch, to be used again.
+    Applied(Box<Applied>, Batch),
     /// Somebody else owns a partition of the batch.
     Fenced,
     Failed(Box<SessionError>),
@@ -41,6 +42,8 @@ pub(crate) struct WriterLink {
     pub(crate) batches: Option<tokio::sync::mpsc::Sender<Batch>>,
     pub(crate) task: tokio::task::JoinHandle<()>,
     pub(crate) building: Batch,
+    /// Batches that were applied: memory for the next ones.
+    spare: Vec<Batch>,
     shapes: Vec<(usize, usize)>,
     pub(crate) under_way: usize,
 }
@@ -54,7 +57,7 @@ impl WriterLink {
         let shapes: Vec<_> =
             views.iter().map(|view| (view.table.key_columns().len(), view.table.width())).collect();
         let building = Batch::new(shapes.iter().copied());
-        Self { batches: Some(batches), task, building, shapes, under_way: 0 }
+        Self { batches: Some(batches), task, building, spare: vec![], shapes, under_way: 0 }
     }
 
     pub(crate) fn full(&self, limits: &LimitSettings) -> bool {
@@ -86,12 +89,19 @@ impl WriterLink {
         if self.building.is_empty() {
             return;
         }
-        let batch = std::mem::replace(&mut self.building, Batch::new(self.shapes.iter().copied()));
+        let next = self.spare.pop().unwrap_or_else(|| Batch::new(self.shapes.iter().copied()));
+        let batch = std::mem::replace(&mut self.building, next);
         // The channel holds as many as may be under way. A closed one means the writer failed; its
         // report says why.
         if batches.try_send(batch).is_ok() {
             self.under_way += 1;
         }
+    }
+
+    /// Takes a batch back that was applied.
+    pub(crate) fn take_back(&mut self, mut batch: Batch) {
+        batch.clear();
+        self.spare.push(batch);
     }
 }
 
@@ -111,11 +121,11 @@ impl Writer {
         let mut connection = None;
         while let Some(batch) = batches.recv().await {
             let report = match self.apply(&mut connection, &batch).await {
-                Ok(Attempt::Applied(applied)) => Report::Applied(applied),
+                Ok(Attempt::Applied(applied)) => Report::Applied(applied, batch),
                 Ok(Attempt::Fenced) => Report::Fenced,
                 Err(error) => Report::Failed(Box::new(error)),
             };
-            let goes_on = matches!(report, Report::Applied(_));
+            let goes_on = matches!(report, Report::Applied(..));
             // A pipeline that is gone wants no reports.
             if self.reports.send((self.number, report)).is_err() || !goes_on {
                 return;
