@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use cdc_consumer::apply;
 use cdc_consumer::config::RunSettings;
-use cdc_consumer::database::{Database, Generation};
+use cdc_consumer::database::{Database, Generation, Place};
 use cdc_consumer::decode::View;
 use cdc_consumer::refetch::RecordFetcher;
 use cdc_consumer::registry::Registry;
@@ -52,7 +52,7 @@ impl Library {
     pub(crate) fn target(&self) -> apply::Target {
         let letters = i64::from(self.settings.limits.dead_letters_max);
         let fetcher = RecordFetcher::new(&self.settings.kafka);
-        apply::Target::new(&self.views, self.generation, letters, fetcher)
+        apply::Target::new(&self.views, Place::published(self.generation), letters, fetcher)
     }
 
     /// Widths of key and row.

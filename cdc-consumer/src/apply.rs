@@ -4,7 +4,7 @@
 use sqlx::{Connection, PgConnection};
 
 use crate::batch::{Batch, Claim};
-use crate::database::Generation;
+use crate::database::Place;
 use crate::decode::View;
 use crate::fence::{self, Answer, FenceError};
 use crate::fold::Counts;
@@ -80,7 +80,7 @@ pub struct Target {
     pub statements: Vec<Statements>,
     pub tables: Vec<String>,
     pub specs: Vec<ViewSpec>,
-    pub generation: Generation,
+    pub place: Place,
     pub dead_letters_max: i64,
     pub fetcher: RecordFetcher,
 }
@@ -89,7 +89,7 @@ impl Target {
     /// The statements for views whose tables were just read.
     pub fn new(
         views: &[View],
-        generation: Generation,
+        place: Place,
         dead_letters_max: i64,
         fetcher: RecordFetcher,
     ) -> Self {
@@ -97,7 +97,7 @@ impl Target {
             statements: views.iter().map(|view| Statements::new(&view.table)).collect(),
             tables: views.iter().map(|view| view.table.name.clone()).collect(),
             specs: views.iter().map(|view| view.spec.clone()).collect(),
-            generation,
+            place,
             dead_letters_max,
             fetcher,
         }
@@ -126,7 +126,7 @@ pub async fn apply(
 ) -> Result<Attempt, ApplyError> {
     let slot = counter_slot(&target.specs, &batch.claims);
     let mut tx = connection.begin().await.map_err(ApplyError::Transaction)?;
-    let answer = fence::pass(&mut tx, &batch.claims, target.generation, slot).await?;
+    let answer = fence::pass(&mut tx, &batch.claims, target.place.published, slot).await?;
     let Answer::Passed { dead_letters } = answer else {
         tx.rollback().await.map_err(ApplyError::Transaction)?;
         return Ok(Attempt::Fenced);

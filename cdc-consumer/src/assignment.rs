@@ -70,11 +70,11 @@ impl Session {
     }
 
     fn stored_progress(&mut self, wanted: &Wanted) -> Result<Progress, SessionError> {
-        let Self { control, database, generation, owner, runtime, .. } = self;
+        let Self { control, database, place, owner, runtime, .. } = self;
         runtime.block_on(async {
             let connection = match control {
                 Some(connection) => connection,
-                None => control.insert(database.connect_to(*generation).await?),
+                None => control.insert(database.connect_to(place.generation).await?),
             };
             Ok::<_, SessionError>(fence::acquire(connection, wanted, owner).await?)
         })
@@ -88,16 +88,16 @@ impl Session {
         }
         self.checked_at = Instant::now();
         self.pass_holes()?;
-        let Self { control, owned, generation, views, runtime, .. } = self;
+        let Self { control, owned, place, views, runtime, .. } = self;
         // Without a connection the next acquisition or the writers deal with the database.
         let Some(connection) = control else { return Ok(()) };
         let owned: Vec<_> =
             owned.iter().map(|(partition, owned)| (partition, owned.progress.epoch)).collect();
         let asked = runtime.block_on(tokio::time::timeout(CHECK_MAX, async {
-            if !fence::still_ours(connection, &owned, *generation).await? {
+            if !fence::still_ours(connection, &owned, place.published).await? {
                 return Err(SessionError::Fenced);
             }
-            same_tables(connection, *generation, views).await
+            same_tables(connection, place.generation, views).await
         }));
         match asked {
             Ok(Err(SessionError::Fence(_) | SessionError::Catalog(_))) | Err(_) => {
@@ -111,13 +111,13 @@ impl Session {
     /// The same about the tables of the views alone, before a new schema is put to use: what a migration
     /// prepared for that schema is not missed.
     pub(crate) fn check_tables(&mut self) -> Result<(), SessionError> {
-        let Self { control, database, generation, views, runtime, .. } = self;
+        let Self { control, database, place, views, runtime, .. } = self;
         runtime.block_on(async {
             let connection = match control {
                 Some(connection) => connection,
-                None => control.insert(database.connect_to(*generation).await?),
+                None => control.insert(database.connect_to(place.generation).await?),
             };
-            same_tables(connection, *generation, views).await
+            same_tables(connection, place.generation, views).await
         })
     }
 

@@ -4,7 +4,8 @@ use clap::{Args, Parser, Subcommand};
 use secrecy::SecretString;
 
 use crate::config::{
-    DatabaseSettings, KafkaSettings, LogSettings, RegistrySettings, RunSettings, ViewSettings,
+    DatabaseSettings, KafkaSettings, LimitSettings, LogSettings, RegistrySettings, RunSettings,
+    ViewSettings,
 };
 
 /// Keeps PostgreSQL tables equal to the source tables whose changes Debezium writes to Kafka.
@@ -45,6 +46,14 @@ pub enum Command {
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
 
+    /// Build the views anew from the topics, beside those that readers see, then put them in their place
+    ///
+    /// Readers see the old views until the new ones show everything that the old ones do, and then the new
+    /// ones, all at once. Nothing has to be stopped: a running consumer goes on with the old views, and with
+    /// the new ones afterwards. Broken off, the same command goes on where it was. The old views stay, in
+    /// a schema of their own; the same command with their number brings them up to date and back.
+    Rebuild(Box<RebuildSettings>),
+
     /// Compare a view with its source table, and what is derived from it with its definition
     ///
     /// Reads both row by row while changes go on; a row that differs is looked at again until the view
@@ -80,6 +89,46 @@ pub struct VerifySettings {
 
     #[command(flatten)]
     pub views: ViewSettings,
+}
+
+/// What to build, and with which rights.
+#[derive(Debug, Clone, Args)]
+pub struct RebuildSettings {
+    /// URL of the view database for its superuser, who makes tables and publishes them
+    #[arg(long, env = "POST_DATABASE_ADMIN_URL", hide_env_values = true)]
+    pub admin_database_url: SecretString,
+
+    /// Number of the generation to build: a new one, or one there is, which is brought up to date
+    /// [default: the newest, if readers do not see it, or a new one]
+    #[arg(long)]
+    pub generation: Option<migrate::Generation>,
+
+    /// Begin although the topic no longer has its first records: it holds a whole snapshot all the same
+    #[arg(long)]
+    pub from_cut_log: bool,
+
+    /// Publish although more records are kept aside than in the views that readers see
+    #[arg(long)]
+    pub with_dead_letters: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    #[command(flatten)]
+    pub views: ViewSettings,
+
+    #[command(flatten)]
+    pub kafka: KafkaSettings,
+
+    #[command(flatten)]
+    pub registry: RegistrySettings,
+
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+
+    #[command(flatten)]
+    pub limits: LimitSettings,
 }
 
 #[derive(Debug, Subcommand)]

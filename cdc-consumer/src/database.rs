@@ -9,6 +9,22 @@ use sqlx::{Connection, PgConnection};
 /// The current generation: the number in the name of its schema.
 pub type Generation = i32;
 
+/// Where changes are applied, and what must hold meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The generation whose rows and offsets change.
+    pub generation: Generation,
+    /// The generation that readers must be seeing: the same one, or the one it is to replace.
+    pub published: Generation,
+}
+
+impl Place {
+    /// The generation that readers see.
+    pub fn published(generation: Generation) -> Self {
+        Self { generation, published: generation }
+    }
+}
+
 /// A server gives up on a client that stopped in the middle of a transaction, so that its row locks do
 /// not outlive it: the next owner of a partition waits for them.
 const IDLE_IN_TRANSACTION_MAX: Duration = Duration::from_secs(10);

@@ -11,7 +11,7 @@ use crate::apply::{self, Attempt, Care, Target};
 use crate::batch::Batch;
 use crate::cli::{DeadLetterChoice, DeadLetterSettings, DeadLettersCommand, RetrySettings};
 use crate::config::DatabaseSettings;
-use crate::database::{Database, Generation};
+use crate::database::{Database, Generation, Place};
 use crate::decode::{Decoded, Decoder, Record};
 use crate::offsets::{Lineage, Partition, Progress};
 use crate::pipeline;
@@ -129,7 +129,7 @@ async fn retry(settings: &RetrySettings, out: &mut impl Write) -> anyhow::Result
     let views = Arc::new(pipeline::views(&database, generation, &specs).await?);
     let registry = Registry::new(&settings.registry)?;
     let fetcher = RecordFetcher::new(&settings.kafka);
-    let target = Target::new(&views, generation, i64::MAX, fetcher);
+    let target = Target::new(&views, Place::published(generation), i64::MAX, fetcher);
 
     let shapes = || views.iter().map(|view| (view.table.key_columns().len(), view.table.width()));
     let mut decoder = Decoder::new(Arc::clone(&views));

@@ -54,9 +54,11 @@ pub mod admin;
 pub mod board;
 pub mod metrics;
 
+mod catch_up;
 pub mod cli;
 mod compare;
 pub mod dead_letters;
 pub mod offsets_command;
+pub mod rebuild;
 pub mod status;
 pub mod verify;

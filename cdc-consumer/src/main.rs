@@ -7,7 +7,9 @@ use std::process::ExitCode;
 use cdc_consumer::board::Board;
 use cdc_consumer::cli::{Cli, Command, OffsetsCommand};
 use cdc_consumer::config::RunSettings;
-use cdc_consumer::{admin, dead_letters, metrics, offsets_command, pipeline, status, verify};
+use cdc_consumer::{
+    admin, dead_letters, metrics, offsets_command, pipeline, rebuild, status, verify,
+};
 use clap::Parser;
 use service::health::Readiness;
 use service::{server, shutdown, telemetry};
@@ -36,6 +38,9 @@ async fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Offsets(OffsetsCommand::Reset(settings)) => {
             offsets_command::reset(&settings, &mut stdout()).await
         }
+        Command::Rebuild(settings) => {
+            rebuild::rebuild(&settings, &shutdown::token()?, &mut stdout()).await
+        }
         Command::Verify(settings) => verify::verify(&settings, &mut stdout()).await,
     }
 }
@@ -56,7 +61,7 @@ async fn run(settings: &RunSettings) -> anyhow::Result<()> {
     let listener = server::listen(settings.consumer_listen).await?;
     let routes = admin::router(board.clone()).merge(service::metrics::router(recorder));
     let admin = tokio::spawn(server::serve(listener, routes, shutdown.clone()));
-    let outcome = pipeline::run(settings, &specs, &board, &shutdown).await;
+    let outcome = pipeline::run(settings, &specs, None, &board, &shutdown).await;
     shutdown.cancel();
     admin.await??;
     Ok(outcome?)

@@ -16,7 +16,7 @@ use crate::apply::{ApplyError, Target};
 use crate::board::Board;
 use crate::catalog::{CatalogError, Table};
 use crate::config::RunSettings;
-use crate::database::{Database, DatabaseError, Generation, schema_of};
+use crate::database::{Database, DatabaseError, Generation, Place, schema_of};
 use crate::decode::{DecodeError, View};
 use crate::fence::FenceError;
 use crate::group::Group;
@@ -82,7 +82,8 @@ pub enum SessionError {
     )]
     Hole(#[source] rdkafka::error::KafkaError),
     #[error(
-        "the fence held a batch back: somebody else owns a partition, or the database was rewound"
+        "the fence held a batch back: somebody else owns a partition, another generation was published, or the \
+         database was rewound"
     )]
     Fenced,
     #[error("a batch did not finish before its partitions had to be given up")]
@@ -94,9 +95,12 @@ pub enum SessionError {
 }
 
 /// Runs sessions until shutdown. Returns an error only for what waiting cannot mend.
+///
+/// Changes are applied at `place`, or in whichever generation is published.
 pub async fn run(
     settings: &RunSettings,
     specs: &[ViewSpec],
+    place: Option<Place>,
     board: &Board,
     shutdown: &CancellationToken,
 ) -> Result<(), SessionError> {
@@ -106,7 +110,7 @@ pub async fn run(
         // A session leaves in order by itself; only what comes before it is cut short.
         let prepared = tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
-            prepared = prepare(settings, specs, board, shutdown) => prepared,
+            prepared = prepare(settings, specs, place, board, shutdown) => prepared,
         };
         let outcome = match prepared {
             Ok(prepared) => prepared.run().await,
@@ -161,18 +165,23 @@ impl Prepared {
 async fn prepare(
     settings: &RunSettings,
     specs: &[ViewSpec],
+    place: Option<Place>,
     board: &Board,
     shutdown: &CancellationToken,
 ) -> Result<Prepared, SessionError> {
     let database = Database::new(&settings.database.consumer_database_url)?;
     let registry = Registry::new(&settings.registry)?;
-    let generation = database.current_generation().await?;
+    let place = match place {
+        Some(place) => place,
+        None => Place::published(database.current_generation().await?),
+    };
+    let Place { generation, .. } = place;
     let views = Arc::new(views(&database, generation, specs).await?);
     board.begin(generation);
 
     let dead_letters_max = i64::from(settings.limits.dead_letters_max);
     let fetcher = RecordFetcher::new(&settings.kafka);
-    let target = Arc::new(Target::new(&views, generation, dead_letters_max, fetcher));
+    let target = Arc::new(Target::new(&views, place, dead_letters_max, fetcher));
     let (report, reports) = mpsc::channel();
     let writers = (0..settings.limits.writers.get()).map(|number| {
         let (sender, receiver) = tokio::sync::mpsc::channel(UNDER_WAY_MAX);
@@ -207,7 +216,7 @@ async fn prepare(
         consumer,
         views,
         database,
-        generation,
+        place,
         registry,
         writers,
         reports,

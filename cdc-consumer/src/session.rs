@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::apply::Applied;
 use crate::board::Board;
 use crate::config::{LimitSettings, RunSettings};
-use crate::database::{Database, Generation};
+use crate::database::{Database, Place};
 use crate::decode::{Decoded, Decoder, Record, View, topics};
 use crate::group::Rebalance;
 use crate::metrics;
@@ -63,7 +63,7 @@ pub(crate) struct Session {
     decoder: Decoder,
     pub(crate) views: Arc<Vec<View>>,
     pub(crate) database: Database,
-    pub(crate) generation: Generation,
+    pub(crate) place: Place,
     pub(crate) control: Option<PgConnection>,
     schemas: SchemaWait,
     pub(crate) writers: Vec<WriterLink>,
@@ -89,7 +89,7 @@ pub(crate) struct Parts {
     pub(crate) consumer: GroupConsumer,
     pub(crate) views: Arc<Vec<View>>,
     pub(crate) database: Database,
-    pub(crate) generation: Generation,
+    pub(crate) place: Place,
     pub(crate) registry: Registry,
     pub(crate) writers: Vec<WriterLink>,
     pub(crate) reports: Receiver<(usize, Report)>,
@@ -105,7 +105,7 @@ impl Session {
             decoder: Decoder::new(Arc::clone(&parts.views)),
             views: parts.views,
             database: parts.database,
-            generation: parts.generation,
+            place: parts.place,
             control: None,
             schemas: SchemaWait::new(parts.registry, parts.board.readiness.clone()),
             writers: parts.writers,

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -186,7 +188,15 @@ pub fn assign(consumer: &GroupConsumer, starts: &[(Partition, i64)]) -> Result<(
 
 /// Where the log of each partition of a topic ends.
 pub fn log_ends(settings: &KafkaSettings, topic: &str) -> Result<BTreeMap<i32, i64>, SourceError> {
-    let client = client(settings)?;
+    let bounds = log_bounds(&client(settings)?, topic)?;
+    Ok(bounds.into_iter().map(|(number, (_, end))| (number, end)).collect())
+}
+
+/// First and next offset of each partition of a topic; none of one that does not exist.
+pub fn log_bounds(
+    client: &BaseConsumer,
+    topic: &str,
+) -> Result<BTreeMap<i32, (i64, i64)>, SourceError> {
     let failed = |number: i32, source| SourceError::Ask {
         partition: Partition { topic: topic.to_owned(), number },
         source,
@@ -195,14 +205,23 @@ pub fn log_ends(settings: &KafkaSettings, topic: &str) -> Result<BTreeMap<i32, i
     let metadata = metadata.map_err(|source| failed(0, source))?;
     let partitions =
         metadata.topics().iter().flat_map(rdkafka::metadata::MetadataTopic::partitions);
-    let ends = partitions.map(|partition| {
+    let bounds = partitions.map(|partition| {
         let number = partition.id();
-        let (_, end) = client
+        let bounds = client
             .fetch_watermarks(topic, number, REQUEST_TIMEOUT)
             .map_err(|source| failed(number, source))?;
-        Ok((number, end))
+        Ok((number, bounds))
     });
-    ends.collect()
+    bounds.collect()
+}
+
+/// Has the broker forget a group that nobody is in any more, with the offsets it committed.
+pub async fn forget_group(settings: &KafkaSettings) -> Result<(), SourceError> {
+    let admin: AdminClient<DefaultClientContext> =
+        client_config(settings).create().map_err(SourceError::Settings)?;
+    let groups = [settings.consumer_group.as_str()];
+    let forgotten = admin.delete_groups(&groups, &AdminOptions::new()).await;
+    forgotten.map(drop).map_err(SourceError::Poll)
 }
 
 /// The first record of each partition that was sent at or after a time (milliseconds from 1970), or the

@@ -175,7 +175,7 @@ impl Writer {
     ) -> Result<Attempt, SessionError> {
         let connection = match slot {
             Some(connection) => connection,
-            None => slot.insert(self.database.connect_writer(self.target.generation).await?),
+            None => slot.insert(self.database.connect_writer(self.target.place.generation).await?),
         };
         if !backoff.fresh() && fence::settled(connection, &batch.claims).await? {
             tracing::info!("a commit without an answer had taken effect");

@@ -120,41 +120,83 @@ pub(crate) async fn current(db: &mut PgConnection) -> Result<Option<Generation>,
     Ok(number.and_then(Generation::new))
 }
 
-/// Points the thin views, and the record of which generation is current, at `generation`.
-pub(crate) async fn publish(
+/// The generations there are, in their order.
+pub(crate) async fn all(db: &mut PgConnection) -> Result<Vec<Generation>, MigrateError> {
+    let numbers: Vec<i32> = sqlx::query_scalar(
+        "select substring(nspname from 7)::int
+         from pg_namespace
+         where nspname ~ '^views_[1-9][0-9]{0,8}$'
+         order by 1",
+    )
+    .fetch_all(db)
+    .await
+    .map_err(|source| MigrateError::Current { source })?;
+    Ok(numbers.into_iter().filter_map(Generation::new).collect())
+}
+
+/// Drops a generation with everything in it.
+pub(crate) async fn drop(
     db: &mut PgConnection,
     generation: Generation,
 ) -> Result<(), MigrateError> {
+    if current(db).await? == Some(generation) {
+        return Err(MigrateError::InUse { generation });
+    }
+    if !all(db).await?.contains(&generation) {
+        return Err(MigrateError::NoGeneration { generation });
+    }
+    execute(db, format!("drop schema {} cascade", generation.schema()))
+        .await
+        .map_err(|source| MigrateError::Generation { generation, source })?;
+    tracing::info!(%generation, "generation dropped");
+    Ok(())
+}
+
+/// Points the thin views, and the record of which generation is current, at `generation`, after `before`
+/// did its part of the same transaction.
+pub(crate) async fn publish<E: From<MigrateError>>(
+    db: &mut PgConnection,
+    generation: Generation,
+    before: impl AsyncFnOnce(&mut PgConnection) -> Result<(), E>,
+) -> Result<(), E> {
     let failed = |source| MigrateError::Generation { generation, source };
     let mut tx = db.begin().await.map_err(failed)?;
     execute(&mut tx, format!("set local lock_timeout to '{LOCK_TIMEOUT}'"))
         .await
         .map_err(failed)?;
-    let published = published(&mut tx, generation).await.map_err(failed)?;
+    before(&mut tx).await?;
+    let view_count = point(&mut tx, generation).await?;
+    tx.commit().await.map_err(failed)?;
+    tracing::info!(%generation, view_count, "views published");
+    Ok(())
+}
+
+/// Returns how many views readers see now.
+async fn point(tx: &mut PgConnection, generation: Generation) -> Result<usize, MigrateError> {
+    let failed = |source| MigrateError::Generation { generation, source };
+    let published = published(tx, generation).await.map_err(failed)?;
     if published.is_empty() {
         return Err(MigrateError::NoGeneration { generation });
     }
     for view in &published {
-        replace(&mut tx, generation, view).await.map_err(|source| MigrateError::Publish {
+        replace(tx, generation, view).await.map_err(|source| MigrateError::Publish {
             generation,
             view: view.name.clone(),
             source,
         })?;
     }
     let names = published.iter().map(|view| view.name.as_str()).collect();
-    withdraw(&mut tx, &names).await.map_err(failed)?;
+    withdraw(tx, &names).await.map_err(failed)?;
     sqlx::query(
         "insert into public.cdc_generation (current)
          values ($1)
          on conflict (single) do update set current = excluded.current",
     )
     .bind(generation.number())
-    .execute(&mut *tx)
+    .execute(tx)
     .await
     .map_err(failed)?;
-    tx.commit().await.map_err(failed)?;
-    tracing::info!(%generation, view_count = published.len(), "views published");
-    Ok(())
+    Ok(published.len())
 }
 
 /// A table or view of a generation that readers may see. Names are quoted for SQL.

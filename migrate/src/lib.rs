@@ -19,6 +19,7 @@ mod bootstrap;
 mod generation;
 
 use secrecy::SecretString;
+use sqlx::PgConnection;
 use sqlx::migrate::Migrator;
 
 pub use generation::Generation;
@@ -67,7 +68,7 @@ pub async fn views(admin_url: &str, generation: Generation) -> Result<(), Migrat
     generation::grant(&mut db, generation).await?;
     match generation::current(&mut db).await? {
         Some(current) if current != generation => Ok(()),
-        Some(_) | None => generation::publish(&mut db, generation).await,
+        Some(_) | None => generation::publish(&mut db, generation, async |_| Ok(())).await,
     }
 }
 
@@ -76,9 +77,33 @@ pub async fn views(admin_url: &str, generation: Generation) -> Result<(), Migrat
 /// The thin views in `public` are replaced; one that other objects depend on and whose columns
 /// changed is an error, and then nothing changes.
 pub async fn publish(admin_url: &str, generation: Generation) -> Result<(), MigrateError> {
+    publish_after(admin_url, generation, async |_| Ok(())).await
+}
+
+/// The same after `before` had the transaction: what it locks stays as it is until readers see the
+/// generation, and when it fails everything stays as it was.
+pub async fn publish_after<E: From<MigrateError>>(
+    admin_url: &str,
+    generation: Generation,
+    before: impl AsyncFnOnce(&mut PgConnection) -> Result<(), E>,
+) -> Result<(), E> {
     let server = Server::lock(admin_url).await?;
     let mut db = server.connect().await?;
-    generation::publish(&mut db, generation).await
+    generation::publish(&mut db, generation, before).await
+}
+
+/// Drops a generation that readers no longer see, or do not see yet, with everything in it.
+pub async fn drop_generation(admin_url: &str, generation: Generation) -> Result<(), MigrateError> {
+    let server = Server::lock(admin_url).await?;
+    let mut db = server.connect().await?;
+    generation::drop(&mut db, generation).await
+}
+
+/// The generations there are, in their order.
+pub async fn generations(admin_url: &str) -> Result<Vec<Generation>, MigrateError> {
+    let server = Server::lock(admin_url).await?;
+    let mut db = server.connect().await?;
+    generation::all(&mut db).await
 }
 
 /// The generation readers see, or none if there has not been one yet.
@@ -186,6 +211,12 @@ pub enum MigrateError {
     /// The generation to publish has no schema.
     #[error("there is no generation {generation}")]
     NoGeneration {
+        /// Its number.
+        generation: Generation,
+    },
+    /// Readers see the generation that was to be dropped.
+    #[error("generation {generation} is the one readers see; it cannot be dropped")]
+    InUse {
         /// Its number.
         generation: Generation,
     },

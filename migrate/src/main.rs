@@ -40,6 +40,9 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         Command::Views { posts: PostDatabase { post_url }, generation } => {
             views(&post_url, generation).await
         }
+        Command::Drop { posts: PostDatabase { post_url }, generation } => {
+            Ok(migrate::drop_generation(&post_url, generation).await?)
+        }
     }
 }
 

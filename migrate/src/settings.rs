@@ -46,6 +46,14 @@ pub(crate) enum Command {
         #[arg(long)]
         generation: Option<Generation>,
     },
+    /// Drop a generation of views that readers do not see, with everything in it.
+    Drop {
+        #[command(flatten)]
+        posts: PostDatabase,
+        /// Its number.
+        #[arg(long)]
+        generation: Generation,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -2,7 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 use migrate::{
-    Generation, MigrateError, Passwords, current_generation, posts, publish, users, views,
+    Generation, MigrateError, Passwords, current_generation, drop_generation, generations, posts,
+    publish, publish_after, users, views,
 };
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
@@ -185,6 +186,40 @@ async fn a_second_generation_stays_invisible_until_it_is_published() {
 
     let error = publish(&fresh.url(), generation(7)).await.unwrap_err();
     assert!(matches!(error, MigrateError::NoGeneration { .. }), "{error}");
+    fresh.drop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_published_when_what_comes_before_fails() {
+    let fresh = post_database().await;
+    views(&fresh.url(), generation(2)).await.unwrap();
+    let refused = publish_after(&fresh.url(), generation(2), async |tx| {
+        run(tx, "create table public.left_behind ()").await;
+        Err(MigrateError::NoDatabase)
+    })
+    .await;
+    assert!(matches!(refused, Err(MigrateError::NoDatabase)), "{refused:?}");
+    assert_eq!(current_generation(&fresh.url()).await.unwrap(), Some(Generation::FIRST));
+    let mut db = fresh.connect().await;
+    assert_eq!(text(&mut db, "select (to_regclass('left_behind') is null)::text").await, "true");
+    fresh.drop().await;
+}
+
+#[tokio::test]
+async fn only_a_generation_that_nobody_sees_can_be_dropped() {
+    let fresh = post_database().await;
+    let (first, second) = (Generation::FIRST, generation(2));
+    views(&fresh.url(), second).await.unwrap();
+    assert_eq!(generations(&fresh.url()).await.unwrap(), [first, second]);
+    publish(&fresh.url(), second).await.unwrap();
+    let refused = drop_generation(&fresh.url(), second).await;
+    assert!(matches!(refused, Err(MigrateError::InUse { .. })), "{refused:?}");
+    drop_generation(&fresh.url(), first).await.unwrap();
+    assert_eq!(generations(&fresh.url()).await.unwrap(), [second]);
+    let gone = drop_generation(&fresh.url(), first).await;
+    assert!(matches!(gone, Err(MigrateError::NoGeneration { .. })), "{gone:?}");
+    let mut db = fresh.connect().await;
+    assert_eq!(text(&mut db, "select count(*)::text from user_view").await, "0");
     fresh.drop().await;
 }
 

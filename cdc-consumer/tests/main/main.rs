@@ -21,6 +21,7 @@ mod owners;
 mod plans;
 mod poison;
 mod positions;
+mod rebuild;
 mod registry;
 mod replay;
 mod snapshots;

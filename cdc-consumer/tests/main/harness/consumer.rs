@@ -39,7 +39,7 @@ impl Consumer {
         let error = Arc::new(OnceLock::new());
         let said = Arc::clone(&error);
         let task = tokio::spawn(async move {
-            let ended = pipeline::run(&settings, &specs, &ours, &token).await;
+            let ended = pipeline::run(&settings, &specs, None, &ours, &token).await;
             if let Err(error) = &ended {
                 said.get_or_init(|| service::telemetry::chain(error).to_string());
             }

@@ -161,6 +161,10 @@ async fn create_database(server: &str, name: &str) -> Arc<Template> {
         made.map(drop).map_err(|error| error.to_string())
     })
     .await;
+    // Rights on a database are not copied; who makes generations needs this one.
+    let sql = format!("grant create on database {name} to migrator");
+    let granted = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut admin(server).await).await;
+    granted.expect("a right granted");
     template
 }
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use cdc_consumer::apply::Target;
 use cdc_consumer::batch::Batch;
 use cdc_consumer::catalog::Table;
+use cdc_consumer::database::{Database, Place};
 use cdc_consumer::decode::{Decoded, Decoder, Record, View};
 use cdc_consumer::offsets::{Partition, Progress};
 use cdc_consumer::refetch::RecordFetcher;
@@ -284,8 +285,8 @@ async fn postgresql_ends_equal_to_the_source_for_any_history_however_cut() {
     let mut stages = stages(&world, &feed).await;
     let settings = settings(&world, &[]);
     let fetcher = RecordFetcher::new(&settings.kafka);
-    let target = Target::new(&stages.views, 1, 1000, fetcher);
-    let database = cdc_consumer::database::Database::new(&settings.database.consumer_database_url);
+    let target = Target::new(&stages.views, Place::published(1), 1000, fetcher);
+    let database = Database::new(&settings.database.consumer_database_url);
     world.audit().await;
     let mut postgres = Postgres::new(database.expect("a url"), target).await;
     for seed in seeds(POSTGRES_HISTORIES) {

@@ -1,0 +1,189 @@
+//! How far a generation that is built has come, beside the one that readers see.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use rdkafka::consumer::BaseConsumer;
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+
+use crate::config::KafkaSettings;
+use crate::database::{Database, Place, schema_of};
+use crate::offsets::Partition;
+use crate::source;
+
+/// Next offsets by partition.
+pub(crate) type Offsets = BTreeMap<Partition, i64>;
+
+/// What there is to see at one moment.
+pub(crate) struct Look {
+    /// Where the logs end.
+    pub(crate) ends: Offsets,
+    /// How far the new generation was built.
+    pub(crate) built: Offsets,
+    /// Rows that the newest snapshot did not mention are gone from the views that readers see, and not yet
+    /// from the new ones.
+    pub(crate) unswept: bool,
+}
+
+/// Whether everything before these offsets was built.
+pub(crate) fn reached(built: &Offsets, wanted: &Offsets) -> bool {
+    wanted.iter().all(|(partition, next)| built.get(partition).unwrap_or(&0) >= next)
+}
+
+/// Looks at the broker and the database.
+pub(crate) struct Observer {
+    client: Arc<BaseConsumer>,
+    database: Database,
+    place: Place,
+    topics: Vec<String>,
+    connection: Option<PgConnection>,
+}
+
+impl Observer {
+    pub(crate) fn new(
+        kafka: &KafkaSettings,
+        database: Database,
+        place: Place,
+        topics: Vec<String>,
+    ) -> anyhow::Result<Self> {
+        let client = Arc::new(source::client(kafka)?);
+        Ok(Self { client, database, place, topics, connection: None })
+    }
+
+    pub(crate) async fn look(&mut self) -> anyhow::Result<Look> {
+        let ends = self.bounds().await?;
+        let ends = ends.into_iter().map(|(partition, (_, end))| (partition, end)).collect();
+        let built = self.built().await?;
+        let unswept = self.unswept().await?;
+        Ok(Look { ends, built, unswept })
+    }
+
+    /// Fails where a log does not reach back to what was built: rows that did not change since would be
+    /// missing from the new views.
+    pub(crate) async fn whole_logs(&mut self) -> anyhow::Result<()> {
+        let bounds = self.bounds().await?;
+        let built = self.built().await?;
+        for (partition, (start, _)) in bounds {
+            let next = built.get(&partition).copied().unwrap_or(0);
+            ensure!(
+                next >= start,
+                "{partition}: the broker's first record is {start}, those before it are gone, and with \
+                 them the rows that did not change since; take a new snapshot \
+                 (docs/operations.md), then say --from-cut-log"
+            );
+        }
+        Ok(())
+    }
+
+    /// First and next offset of all partitions.
+    async fn bounds(&self) -> anyhow::Result<BTreeMap<Partition, (i64, i64)>> {
+        let (client, topics) = (Arc::clone(&self.client), self.topics.clone());
+        let asked = tokio::task::spawn_blocking(move || {
+            let mut all = BTreeMap::new();
+            for topic in topics {
+                for (number, bounds) in source::log_bounds(&client, &topic)? {
+                    all.insert(Partition { topic: topic.clone(), number }, bounds);
+                }
+            }
+            anyhow::Ok(all)
+        });
+        asked.await.context("the question to the broker was broken off")?
+    }
+
+    /// How far the new generation was built. A connection that fails is made anew with the next question.
+    pub(crate) async fn built(&mut self) -> anyhow::Result<Offsets> {
+        let sql = offsets_sql(self.place.generation);
+        let topics = self.topics.clone();
+        let read = sqlx::query(AssertSqlSafe(sql)).bind(topics).fetch_all(self.connected().await?);
+        let rows = read.await.inspect_err(|_| self.connection = None);
+        offsets(&rows.context("could not read how far the new views are")?)
+    }
+
+    async fn unswept(&mut self) -> anyhow::Result<bool> {
+        let (new, old) = (schema_of(self.place.generation), schema_of(self.place.published));
+        let sql = format!(
+            "select exists (
+                 select from {new}.cdc_snapshot n
+                 left join {old}.cdc_snapshot o using (view_name)
+                 where n.swept_at is null and (o.view_name is null or o.swept_at is not null))"
+        );
+        let read = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(self.connected().await?);
+        let unswept = read.await.inspect_err(|_| self.connection = None);
+        unswept.context("could not read what is known of snapshots")
+    }
+
+    async fn connected(&mut self) -> anyhow::Result<&mut PgConnection> {
+        match &mut self.connection {
+            Some(connection) => Ok(connection),
+            none => Ok(none.insert(self.database.connect().await?)),
+        }
+    }
+}
+
+/// Keeps the offsets of the generation that readers see where they are, until the transaction ends, and
+/// returns them.
+pub(crate) async fn hold(
+    tx: &mut PgConnection,
+    place: Place,
+    topics: &[String],
+) -> anyhow::Result<Offsets> {
+    let sql = format!("{} for update", offsets_sql(place.published));
+    let rows = sqlx::query(AssertSqlSafe(sql)).bind(topics).fetch_all(tx).await;
+    offsets(&rows.context("could not hold the views that readers see where they are")?)
+}
+
+/// Open dead letters: of the new generation, and of the one that readers see.
+pub(crate) async fn dead_letters(
+    tx: &mut PgConnection,
+    place: Place,
+) -> anyhow::Result<(i64, i64)> {
+    let count =
+        |generation| format!("(select count(*) from {}.cdc_dead_letter)", schema_of(generation));
+    let sql = format!("select {}, {}", count(place.generation), count(place.published));
+    let counts = sqlx::query_as(AssertSqlSafe(sql)).fetch_one(tx).await;
+    counts.context("could not count the dead letters")
+}
+
+/// In the order in which a batch locks them.
+fn offsets_sql(generation: i32) -> String {
+    format!(
+        "select topic, partition, next_offset from {}.cdc_offset
+         where topic = any($1) order by topic, partition",
+        schema_of(generation)
+    )
+}
+
+fn offsets(rows: &[sqlx::postgres::PgRow]) -> anyhow::Result<Offsets> {
+    let offsets = rows.iter().map(|row| {
+        let partition =
+            Partition { topic: row.try_get("topic")?, number: row.try_get("partition")? };
+        Ok((partition, row.try_get("next_offset")?))
+    });
+    offsets.collect::<Result<_, sqlx::Error>>().context("stored offsets have another form")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offsets_are_reached_only_when_each_partition_is_there() {
+        let offsets = |offsets: &[(i32, i64)]| {
+            let partition = |number| Partition { topic: "t".into(), number };
+            offsets.iter().map(|&(number, next)| (partition(number), next)).collect::<Offsets>()
+        };
+        let check = |built: &[(i32, i64)], wanted: &[(i32, i64)], expected| {
+            assert_eq!(
+                reached(&offsets(built), &offsets(wanted)),
+                expected,
+                "{built:?} {wanted:?}"
+            );
+        };
+        check(&[], &[], true);
+        check(&[(0, 5)], &[(0, 5)], true);
+        check(&[(0, 9), (1, 4)], &[(0, 5), (1, 5)], false);
+        check(&[(0, 9)], &[(0, 5), (1, 0)], true);
+        check(&[(0, 9)], &[(0, 5), (1, 1)], false);
+    }
+}

@@ -1,0 +1,293 @@
+//! `cdc-consumer rebuild`: builds the views anew beside those that readers see, and puts them in their place.
+//!
+//! ```text
+//! make the generation -> fill it from the topics -> caught up with the logs
+//!   -> hold the old one where it is -> caught up with that -> publish, in one transaction
+//! ```
+//!
+//! The running consumer goes on with the old generation, and moves to the new one when its fence tells it.
+
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use migrate::Generation;
+use secrecy::ExposeSecret;
+use serde::Serialize;
+use service::health::Readiness;
+use sqlx::{AssertSqlSafe, PgConnection};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::board::Board;
+use crate::catch_up::{self, Look, Observer, Offsets, reached};
+use crate::cli::RebuildSettings;
+use crate::config::{KafkaSettings, RunSettings};
+use crate::database::{Database, Place, schema_of};
+use crate::pipeline::{self, SessionError};
+use crate::source;
+use crate::view::ViewSpec;
+
+/// Pause between two looks at how far the new views are.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Caught up: everything that was in the logs a moment ago is applied.
+const MOMENT: Duration = Duration::from_secs(2);
+/// How long changes of the old views may be held back for the rest.
+const HOLD_MAX: Duration = Duration::from_secs(5);
+/// Between two lines about it when nobody sees a bar.
+const SAY_EVERY: Duration = Duration::from_secs(10);
+
+/// What was done.
+#[derive(Debug, Serialize)]
+struct Report {
+    generation: i32,
+    before: i32,
+    views: Vec<Counted>,
+}
+
+/// A view in the new generation, and in the one before if it had it.
+#[derive(Debug, Serialize)]
+struct Counted {
+    view: String,
+    rows: i64,
+    rows_before: Option<i64>,
+}
+
+/// Builds a generation and publishes it. On error, and when told to stop, readers see what they saw.
+pub async fn rebuild(
+    settings: &RebuildSettings,
+    shutdown: &CancellationToken,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    let specs = pipeline::declaration(&settings.views.views_file)?;
+    let admin = settings.admin_database_url.expose_secret();
+    let (old, new) = choose(admin, settings.generation).await?;
+    migrate::views(admin, new).await?;
+    let place = Place { generation: new.number(), published: old.number() };
+    let kafka = group_of(&settings.kafka, new);
+    let database = Database::new(&settings.database.consumer_database_url)?;
+    let mut topics: Vec<String> = specs.iter().map(|spec| spec.topic.clone()).collect();
+    topics.sort();
+    topics.dedup();
+    let mut observer = Observer::new(&kafka, database.clone(), place, topics.clone())?;
+    if !settings.from_cut_log {
+        observer.whole_logs().await?;
+    }
+    tracing::info!(generation = %new, before = %old, "building the views");
+    let mut builder = Builder::start(run_settings(settings, &kafka), &specs, place);
+    let filled = tokio::select! {
+        () = fill(&mut observer) => Ok(()),
+        error = builder.failure() => Err(error),
+        () = shutdown.cancelled() => Err(anyhow!(
+            "stopped before the views were built; readers see generation {old}, and the same command \
+             goes on with generation {new}"
+        )),
+    };
+    let published = match filled {
+        Ok(()) => {
+            migrate::publish_after(admin, new, async |tx| {
+                let held = catch_up::hold(tx, place, &topics).await?;
+                reach(&mut observer, &held).await?;
+                builder.stop().await?;
+                check_dead_letters(settings, tx, place).await
+            })
+            .await
+        }
+        Err(error) => Err(error),
+    };
+    // Did the transaction fail, it is still at work.
+    let stopped = builder.stop().await;
+    published.and(stopped)?;
+    if let Err(error) = source::forget_group(&kafka).await {
+        tracing::debug!(error = %service::telemetry::chain(&error), "the group stays behind");
+    }
+    let report = report(&database, place, &specs).await?;
+    print(settings.json, &report, out)
+}
+
+/// The generation that readers see, and the one to build.
+async fn choose(
+    admin: &str,
+    wanted: Option<Generation>,
+) -> anyhow::Result<(Generation, Generation)> {
+    let current = migrate::current_generation(admin).await?;
+    let current = current.context("there are no views yet; run `migrate views` first")?;
+    let newest = migrate::generations(admin).await?.into_iter().next_back().unwrap_or(current);
+    let next = Generation::new(current.number() + 1).context("the generations are used up")?;
+    let new = wanted.unwrap_or_else(|| next.max(newest));
+    ensure!(new != current, "generation {current} is the one readers see; build another");
+    Ok((current, new))
+}
+
+/// A group of its own: the members of the running one keep their partitions.
+fn group_of(kafka: &KafkaSettings, generation: Generation) -> KafkaSettings {
+    let consumer_group = format!("{}-rebuild-{generation}", kafka.consumer_group);
+    KafkaSettings { consumer_group, consumer_instance: None, ..kafka.clone() }
+}
+
+fn run_settings(settings: &RebuildSettings, kafka: &KafkaSettings) -> RunSettings {
+    let RebuildSettings { views, registry, database, limits, .. } = settings.clone();
+    // It listens nowhere.
+    let consumer_listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    RunSettings { consumer_listen, views, kafka: kafka.clone(), registry, database, limits }
+}
+
+/// A consumer that fills the new generation.
+struct Builder {
+    shutdown: CancellationToken,
+    task: Option<JoinHandle<Result<(), SessionError>>>,
+}
+
+impl Builder {
+    fn start(settings: RunSettings, specs: &[ViewSpec], place: Place) -> Self {
+        let board = Board::new(specs.iter().map(|spec| spec.table.clone()), Readiness::new());
+        let (shutdown, specs) = (CancellationToken::new(), specs.to_vec());
+        let token = shutdown.clone();
+        let task = tokio::spawn(async move {
+            pipeline::run(&settings, &specs, Some(place), &board, &token).await
+        });
+        Self { shutdown, task: Some(task) }
+    }
+
+    /// Waits until it gives up by itself.
+    async fn failure(&mut self) -> anyhow::Error {
+        match self.end().await {
+            Err(error) => error,
+            Ok(()) => anyhow!("the consumer that builds the views ended"),
+        }
+    }
+
+    /// Ends it in order, after what it read is applied.
+    async fn stop(&mut self) -> anyhow::Result<()> {
+        self.shutdown.cancel();
+        self.end().await
+    }
+
+    async fn end(&mut self) -> anyhow::Result<()> {
+        let Some(task) = &mut self.task else { return Ok(()) };
+        let ended = task.await;
+        self.task = None;
+        Ok(ended.context("the consumer that builds the views broke down")??)
+    }
+}
+
+/// Returns when the new views have caught up with the logs. What cannot be asked now is asked again.
+async fn fill(observer: &mut Observer) {
+    let bar = bar();
+    let mut said = Instant::now();
+    let mut since = Instant::now();
+    let mut wanted: Option<Offsets> = None;
+    loop {
+        match observer.look().await {
+            Ok(look) => {
+                show(&bar, &look, &mut said);
+                let target = wanted.get_or_insert_with(|| {
+                    since = Instant::now();
+                    look.ends.clone()
+                });
+                if reached(&look.built, target) && !look.unswept {
+                    if since.elapsed() < MOMENT {
+                        return bar.finish_and_clear();
+                    }
+                    wanted = None;
+                }
+            }
+            Err(error) => bar.set_message(service::telemetry::chain(error.as_ref()).to_string()),
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn bar() -> ProgressBar {
+    let style = "{elapsed_precise} {bar:30} {human_pos}/{human_len} records, {per_sec}  {wide_msg}";
+    let style = ProgressStyle::with_template(style).expect("the template is well formed");
+    ProgressBar::new(0).with_style(style)
+}
+
+fn show(bar: &ProgressBar, look: &Look, said: &mut Instant) {
+    let count = |offsets: &Offsets| offsets.values().copied().map(i64::unsigned_abs).sum::<u64>();
+    let (done, all) = (count(&look.built), count(&look.ends));
+    bar.set_length(all);
+    bar.set_position(done.min(all));
+    bar.set_message(if look.unswept {
+        "waiting for rows that a snapshot did not mention"
+    } else {
+        ""
+    });
+    if bar.is_hidden() && said.elapsed() >= SAY_EVERY {
+        *said = Instant::now();
+        tracing::info!(done, all, "building the views");
+    }
+}
+
+/// Waits until the new views have caught up with the old ones, whose offsets are held.
+async fn reach(observer: &mut Observer, held: &Offsets) -> anyhow::Result<()> {
+    let deadline = Instant::now() + HOLD_MAX;
+    while !reached(&observer.built().await?, held) {
+        if Instant::now() > deadline {
+            bail!(
+                "the new views did not catch up with the old ones within {HOLD_MAX:?}; nothing was \
+                 changed, say it again"
+            );
+        }
+        tokio::time::sleep(LOOK_EVERY / 10).await;
+    }
+    Ok(())
+}
+
+async fn check_dead_letters(
+    settings: &RebuildSettings,
+    tx: &mut PgConnection,
+    place: Place,
+) -> anyhow::Result<()> {
+    let (new, old) = catch_up::dead_letters(tx, place).await?;
+    ensure!(
+        new <= old || settings.with_dead_letters,
+        "{new} records are kept aside in the new views, {old} in the old ones (select * from \
+         {}.cdc_dead_letter); readers go on with the old views. Mend the cause and drop the generation \
+         (migrate drop --generation {}), or publish it as it is with --with-dead-letters",
+        schema_of(place.generation),
+        place.generation
+    );
+    Ok(())
+}
+
+async fn report(database: &Database, place: Place, specs: &[ViewSpec]) -> anyhow::Result<Report> {
+    let mut connection = database.connect().await?;
+    let mut views = Vec::with_capacity(specs.len());
+    for spec in specs {
+        let rows = count(&mut connection, place.generation, &spec.table).await;
+        let before = count(&mut connection, place.published, &spec.table).await;
+        let rows = rows.with_context(|| format!("could not count the rows of {}", spec.table))?;
+        views.push(Counted { view: spec.table.clone(), rows, rows_before: before.ok() });
+    }
+    Ok(Report { generation: place.generation, before: place.published, views })
+}
+
+async fn count(db: &mut PgConnection, generation: i32, table: &str) -> Result<i64, sqlx::Error> {
+    let table = format!("{}.{}", schema_of(generation), crate::sql::quote(table));
+    let sql = format!("select count(*) from {table}");
+    sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(db).await
+}
+
+fn print(json: bool, report: &Report, out: &mut impl Write) -> anyhow::Result<()> {
+    if json {
+        serde_json::to_writer_pretty(&mut *out, report)?;
+        return Ok(writeln!(out)?);
+    }
+    let Report { generation, before, views } = report;
+    writeln!(out, "readers see generation {generation} now, before it was {before}")?;
+    writeln!(out, "{:<32} {:>12} {:>12}", "VIEW", "ROWS", "BEFORE")?;
+    for Counted { view, rows, rows_before } in views {
+        let before = rows_before.map_or("-".to_owned(), |rows| rows.to_string());
+        writeln!(out, "{view:<32} {rows:>12} {before:>12}")?;
+    }
+    writeln!(
+        out,
+        "generation {before} stays as it was: `cdc-consumer rebuild --generation {before}` brings it up \
+         to date and back, `migrate drop --generation {before}` removes it"
+    )?;
+    Ok(())
+}

@@ -1,0 +1,237 @@
+//! Views built anew beside those that are read.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cdc_consumer::cli::{Cli, Command};
+use clap::Parser;
+use sqlx::PgConnection;
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::consumer::Consumer;
+use crate::harness::feed::Feed;
+use crate::harness::source::{Users, user_feed, user_views};
+use crate::harness::{SOON, World, wait_until};
+
+/// `cdc-consumer rebuild` with these arguments; returns what it printed.
+async fn rebuild(world: &World, feed: &Feed, arguments: &[&str]) -> anyhow::Result<String> {
+    rebuild_until(world, feed, arguments, &CancellationToken::new()).await
+}
+
+async fn rebuild_until(
+    world: &World,
+    feed: &Feed,
+    arguments: &[&str],
+    shutdown: &CancellationToken,
+) -> anyhow::Result<String> {
+    let file =
+        PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}_rebuild.toml", world.name));
+    std::fs::write(&file, user_views(&feed.topic))?;
+    let flags = [
+        format!("--admin-database-url={}", world.admin_url()),
+        format!("--consumer-database-url={}", world.consumer_url(&world.database_address())),
+        format!("--kafka-brokers={}", world.brokers),
+        format!("--consumer-group={}", world.name),
+        format!("--schema-registry-url={}", world.registry),
+        format!("--views-file={}", file.display()),
+    ];
+    let first = ["cdc-consumer", "rebuild"].into_iter();
+    let arguments = first.chain(flags.iter().map(String::as_str)).chain(arguments.iter().copied());
+    let cli = Cli::try_parse_from(arguments)?;
+    let Command::Rebuild(settings) = cli.command else { panic!("a rebuild") };
+    let mut out = Vec::new();
+    let done = cdc_consumer::rebuild::rebuild(&settings, shutdown, &mut out).await;
+    std::fs::remove_file(&file)?;
+    done?;
+    Ok(String::from_utf8(out)?)
+}
+
+async fn current(world: &World) -> String {
+    world.text("select current from public.cdc_generation").await
+}
+
+/// What a reader sees: the version of each user.
+async fn versions(db: &mut PgConnection) -> BTreeMap<i64, i64> {
+    let read = sqlx::query_as("select user_id, version from public.user_view").fetch_all(db);
+    let rows: Vec<(i64, i64)> = read.await.expect("views are readable throughout");
+    rows.into_iter().collect()
+}
+
+/// Reads until told to stop: no row may vanish, none may become older. Returns how often it looked.
+async fn read(world: &World, done: &AtomicBool) -> usize {
+    let mut db = world.db().await;
+    let mut before = versions(&mut db).await;
+    let mut looks = 0;
+    while !done.load(Ordering::Acquire) {
+        let now = versions(&mut db).await;
+        for (user, version) in before {
+            let seen = now.get(&user).copied();
+            assert!(seen >= Some(version), "user {user} went from version {version} to {seen:?}");
+        }
+        (before, looks) = (now, looks + 1);
+    }
+    looks
+}
+
+/// Changes the same rows again and again until told to stop.
+async fn write(world: &World, feed: &Feed, users: &mut Users, done: &AtomicBool) {
+    while !done.load(Ordering::Acquire) {
+        feed.send(world, &users.puts(1..=40)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_are_rebuilt_while_they_are_read_and_written() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let mut users = Users::default();
+    for _ in 0..10 {
+        feed.send(&world, &users.puts(1..=300)).await;
+    }
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    world.drained(&feed.topic, 2).await;
+    world.sql("update user_view set name = 'damaged' where user_id = 200").await;
+
+    let done = AtomicBool::new(false);
+    let rebuilding = async {
+        let said = rebuild(&world, &feed, &[]).await;
+        done.store(true, Ordering::Release);
+        said
+    };
+    let (said, looks, ()) =
+        tokio::join!(rebuilding, read(&world, &done), write(&world, &feed, &mut users, &done));
+    let said = said.expect("a rebuild");
+    assert!(said.contains("readers see generation 2 now"), "{said}");
+    assert!(looks > 0);
+    assert_eq!(current(&world).await, "2");
+
+    // The consumer that ran all the while goes on there, and what was damaged is right.
+    feed.send(&world, &[users.put(1), users.delete(2)]).await;
+    world.shows("views_2.user_view", &users.as_view()).await;
+    assert_eq!(consumer.board.status().generation, Some(2), "{}", consumer.state());
+    let wrong = "select count(*)
+        from views_2.department_stats s full join views_2.department_stats_definition d using (department)
+        where (s.user_count, s.active_count) is distinct from (d.user_count, d.active_count)";
+    assert_eq!(world.text(wrong).await, "0");
+
+    // And back: brought up to date first, so readers see no row of the time between vanish.
+    let said = rebuild(&world, &feed, &["--generation=1"]).await.expect("the way back");
+    assert!(said.contains("readers see generation 1 now, before it was 2"), "{said}");
+    assert_eq!(world.text("select count(*) from public.user_view where user_id = 2").await, "0");
+    feed.send(&world, &[users.put(3), users.put(200)]).await;
+    world.shows("user_view", &users.as_view()).await;
+    world.counts_are_right().await;
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_without_a_consumer_are_rebuilt_to_the_end_of_the_log() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let mut users = Users::default();
+    feed.send(&world, &users.puts(1..=2_000)).await;
+    feed.send(&world, &[users.delete(5)]).await;
+    rebuild(&world, &feed, &["--batch-records-max=100"]).await.expect("a rebuild");
+    assert_eq!(world.difference("public.user_view", &users.as_view()).await, Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebuild_that_was_broken_off_goes_on_with_its_generation() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    feed.send(&world, &users.puts(1..=20)).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    world.drained(&feed.topic, 1).await;
+    let stopped = CancellationToken::new();
+    stopped.cancel();
+    let refused = rebuild_until(&world, &feed, &[], &stopped).await.expect_err("stopped");
+    assert!(refused.to_string().contains("goes on with generation 2"), "{refused}");
+    assert_eq!(current(&world).await, "1");
+    let said = rebuild(&world, &feed, &["--json"]).await.expect("the rest");
+    let report: serde_json::Value = serde_json::from_str(&said).expect("a report");
+    assert_eq!((&report["generation"], &report["before"]), (&2.into(), &1.into()));
+    assert_eq!(report["views"][0]["rows"], 20);
+    let refused = rebuild(&world, &feed, &["--generation=2"]).await.expect_err("it is current");
+    assert!(refused.to_string().contains("is the one readers see"), "{refused}");
+    wait_until("the consumer to be in generation 2", SOON, || async {
+        let status = consumer.board.status();
+        if status.generation == Some(2) { Ok(()) } else { Err(format!("{status:?}")) }
+    })
+    .await;
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_are_not_rebuilt_from_a_log_whose_beginning_is_gone() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    feed.send(&world, &users.puts(1..=10)).await;
+    world.delete_records(&feed.topic, 0, 4).await;
+    let refused = rebuild(&world, &feed, &[]).await.expect_err("rows would be missing").to_string();
+    assert!(
+        refused.contains("first record is 4") && refused.contains("--from-cut-log"),
+        "{refused}"
+    );
+    assert_eq!(current(&world).await, "1");
+
+    // A snapshot tells them all again.
+    feed.send(&world, &users.snapshot()).await;
+    rebuild(&world, &feed, &["--from-cut-log"]).await.expect("a rebuild");
+    world.shows("public.user_view", &users.as_view()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_only_the_new_views_keep_aside_stop_the_swap() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    let mut bad = feed.message(&users.clone().put(7));
+    bad.value.as_mut().expect("a value").truncate(9);
+    world.send(&feed.topic, vec![bad]).await;
+    feed.send(&world, &users.puts(1..=3)).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    world.drained(&feed.topic, 1).await;
+    world.sql("delete from cdc_dead_letter").await;
+
+    let refused = rebuild(&world, &feed, &[]).await.expect_err("one more").to_string();
+    assert!(
+        refused.contains("1 records are kept aside in the new views, 0 in the old"),
+        "{refused}"
+    );
+    assert_eq!(current(&world).await, "1");
+    feed.send(&world, &[users.put(4)]).await;
+    world.shows("user_view", &users.as_view()).await;
+    rebuild(&world, &feed, &["--with-dead-letters"]).await.expect("as it is");
+    assert_eq!(current(&world).await, "2");
+    world.shows("views_2.user_view", &users.as_view()).await;
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_old_views_stand_still_until_the_new_ones_show_as_much() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    feed.send(&world, &Users::default().puts(1..=5)).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    // As if they had shown more than the log holds.
+    world.sql("update cdc_offset set next_offset = next_offset + 1").await;
+    let stands_still = wait_until("the old offsets to be locked", SOON, || async {
+        let mut db = world.db().await;
+        let sql = "select from cdc_offset for update nowait";
+        match sqlx::raw_sql(sql).execute(&mut db).await {
+            Err(error) if error.to_string().contains("could not obtain lock") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    let (built, ()) = tokio::join!(rebuild(&world, &feed, &[]), stands_still);
+    let refused = built.expect_err("it cannot catch up").to_string();
+    assert!(refused.contains("did not catch up with the old ones"), "{refused}");
+    assert_eq!(current(&world).await, "1");
+    world.sql("update cdc_offset set next_offset = next_offset - 1").await;
+    rebuild(&world, &feed, &[]).await.expect("now it can");
+}
