@@ -26,9 +26,18 @@ pub(crate) struct Look {
     pub(crate) unswept: bool,
 }
 
+/// Partitions that were not built up to these offsets, and how much is left.
+pub(crate) fn behind<'w>(built: &Offsets, wanted: &'w Offsets) -> Vec<(&'w Partition, i64)> {
+    let left = wanted.iter().map(|(partition, next)| {
+        let built = built.get(partition).copied().unwrap_or(0);
+        (partition, next - built)
+    });
+    left.filter(|(_, count)| *count > 0).collect()
+}
+
 /// Whether everything before these offsets was built.
 pub(crate) fn reached(built: &Offsets, wanted: &Offsets) -> bool {
-    wanted.iter().all(|(partition, next)| built.get(partition).unwrap_or(&0) >= next)
+    behind(built, wanted).is_empty()
 }
 
 /// Looks at the broker and the database.

@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::board::Board;
-use crate::catch_up::{self, Look, Observer, Offsets, reached};
+use crate::catch_up::{self, Look, Observer, Offsets, behind, reached};
 use crate::cli::RebuildSettings;
 use crate::config::{KafkaSettings, RunSettings};
 use crate::database::{Database, Place, schema_of};
@@ -175,50 +175,63 @@ impl Builder {
 
 /// Returns when the new views have caught up with the logs. What cannot be asked now is asked again.
 async fn fill(observer: &mut Observer) {
-    let bar = bar();
-    let mut said = Instant::now();
+    let mut progress = Progress::new();
     let mut since = Instant::now();
     let mut wanted: Option<Offsets> = None;
     loop {
         match observer.look().await {
             Ok(look) => {
-                show(&bar, &look, &mut said);
+                progress.show(&look);
                 let target = wanted.get_or_insert_with(|| {
                     since = Instant::now();
                     look.ends.clone()
                 });
                 if reached(&look.built, target) && !look.unswept {
                     if since.elapsed() < MOMENT {
-                        return bar.finish_and_clear();
+                        return progress.bar.finish_and_clear();
                     }
                     wanted = None;
                 }
             }
-            Err(error) => bar.set_message(service::telemetry::chain(error.as_ref()).to_string()),
+            Err(error) => progress.say(service::telemetry::chain(error.as_ref()).to_string()),
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
-fn bar() -> ProgressBar {
-    let style = "{elapsed_precise} {bar:30} {human_pos}/{human_len} records, {per_sec}  {wide_msg}";
-    let style = ProgressStyle::with_template(style).expect("the template is well formed");
-    ProgressBar::new(0).with_style(style)
+/// A bar, or a line now and then where nobody sees one.
+struct Progress {
+    bar: ProgressBar,
+    said: Instant,
 }
 
-fn show(bar: &ProgressBar, look: &Look, said: &mut Instant) {
-    let count = |offsets: &Offsets| offsets.values().copied().map(i64::unsigned_abs).sum::<u64>();
-    let (done, all) = (count(&look.built), count(&look.ends));
-    bar.set_length(all);
-    bar.set_position(done.min(all));
-    bar.set_message(if look.unswept {
-        "waiting for rows that a snapshot did not mention"
-    } else {
-        ""
-    });
-    if bar.is_hidden() && said.elapsed() >= SAY_EVERY {
-        *said = Instant::now();
-        tracing::info!(done, all, "building the views");
+impl Progress {
+    fn new() -> Self {
+        let style = "{elapsed_precise} {bar:30} {human_pos}/{human_len} records  {wide_msg}";
+        let style = ProgressStyle::with_template(style).expect("the template is well formed");
+        Self { bar: ProgressBar::new(0).with_style(style), said: Instant::now() }
+    }
+
+    fn show(&mut self, look: &Look) {
+        let count = |offsets: &Offsets| offsets.values().map(|next| next.unsigned_abs()).sum();
+        let (done, all): (u64, u64) = (count(&look.built), count(&look.ends));
+        self.bar.set_length(all);
+        self.bar.set_position(done.min(all));
+        let behind = behind(&look.built, &look.ends);
+        self.say(match behind.first() {
+            Some((partition, count)) => format!("{partition} is {count} behind"),
+            None if look.unswept => "sweeping rows that a snapshot did not mention".to_owned(),
+            None => String::new(),
+        });
+    }
+
+    fn say(&mut self, message: String) {
+        if self.bar.is_hidden() && self.said.elapsed() >= SAY_EVERY {
+            self.said = Instant::now();
+            let (done, all) = (self.bar.position(), self.bar.length());
+            tracing::info!(done, all, message, "building the views");
+        }
+        self.bar.set_message(message);
     }
 }
 
