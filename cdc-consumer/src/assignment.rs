@@ -246,7 +246,7 @@ async fn same_tables(
 }
 
 /// An offset outside the broker's log means records are missing or the log is another one.
-fn check_bounds(
+pub(crate) fn check_bounds(
     partition: &Partition,
     next_offset: i64,
     broker: BrokerOffsets,

@@ -33,6 +33,13 @@ pub enum Command {
     /// that waiting cannot mend; the last log line says what and what to do.
     Run(Box<RunSettings>),
 
+    /// Look at everything the consumer stands on, and say what is wrong with it
+    ///
+    /// Database, tables, topics and how long they keep records, stored offsets, the newest record of each
+    /// topic against its table. Changes nothing. Exits with 1 when something is wrong; what is only
+    /// doubtful is said.
+    Check(Box<CheckSettings>),
+
     /// Show where every partition stands: stored offset, end of the log, lag, owner, dead letters
     ///
     /// Asks the database and the broker; needs no running consumer.
@@ -198,6 +205,26 @@ pub enum OffsetsCommand {
     /// A running consumer notices through the fence and continues at the new offset; nothing has to be
     /// stopped. A replay moves no row backward: older changes than the view shows count as stale.
     Reset(ResetSettings),
+}
+
+/// What to look at.
+#[derive(Debug, Clone, Args)]
+pub struct CheckSettings {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    #[command(flatten)]
+    pub views: ViewSettings,
+
+    #[command(flatten)]
+    pub kafka: KafkaSettings,
+
+    #[command(flatten)]
+    pub registry: RegistrySettings,
+
+    #[command(flatten)]
+    pub database: DatabaseSettings,
 }
 
 /// Where to look, and how to print.

@@ -42,6 +42,7 @@ pub mod writer;
 
 mod assignment;
 mod group;
+mod kafka_admin;
 pub mod pipeline;
 pub mod recovery;
 pub mod refetch;
@@ -55,6 +56,8 @@ pub mod board;
 pub mod metrics;
 
 mod catch_up;
+pub mod check;
+mod check_topic;
 pub mod cli;
 mod compare;
 pub mod dead_letters;

@@ -8,7 +8,7 @@ use cdc_consumer::board::Board;
 use cdc_consumer::cli::{Cli, Command, OffsetsCommand};
 use cdc_consumer::config::RunSettings;
 use cdc_consumer::{
-    admin, dead_letters, metrics, offsets_command, pipeline, rebuild, status, verify,
+    admin, check, dead_letters, metrics, offsets_command, pipeline, rebuild, status, verify,
 };
 use clap::Parser;
 use service::health::Readiness;
@@ -30,6 +30,7 @@ async fn execute(cli: Cli) -> anyhow::Result<()> {
     telemetry::init("cdc-consumer", cli.log.log_format, &cli.log.log_filter)?;
     match cli.command {
         Command::Run(settings) => run(&settings).await,
+        Command::Check(settings) => check::check(&settings, &mut stdout()).await,
         Command::Status(settings) => status::status(&settings, &mut stdout()).await,
         Command::DeadLetters(command) => dead_letters::execute(&command, &mut stdout()).await,
         Command::Offsets(OffsetsCommand::Show(settings)) => {

@@ -26,8 +26,8 @@ use crate::catch_up::{self, Look, Observer, Offsets, behind, reached};
 use crate::cli::RebuildSettings;
 use crate::config::{KafkaSettings, RunSettings};
 use crate::database::{Database, Place, schema_of};
+use crate::kafka_admin;
 use crate::pipeline::{self, SessionError};
-use crate::source;
 use crate::view::ViewSpec;
 
 /// Pause between two looks at how far the new views are.
@@ -100,8 +100,8 @@ pub async fn rebuild(
     // Did the transaction fail, it is still at work.
     let stopped = builder.stop().await;
     published.and(stopped)?;
-    if let Err(error) = source::forget_group(&kafka).await {
-        tracing::debug!(error = %service::telemetry::chain(&error), "the group stays behind");
+    if let Err(error) = kafka_admin::forget_group(&kafka).await {
+        tracing::debug!(%error, "the group stays behind");
     }
     let report = report(&database, place, &specs).await?;
     print(settings.json, &report, out)

@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -213,15 +211,6 @@ pub fn log_bounds(
         Ok((number, bounds))
     });
     bounds.collect()
-}
-
-/// Has the broker forget a group that nobody is in any more, with the offsets it committed.
-pub async fn forget_group(settings: &KafkaSettings) -> Result<(), SourceError> {
-    let admin: AdminClient<DefaultClientContext> =
-        client_config(settings).create().map_err(SourceError::Settings)?;
-    let groups = [settings.consumer_group.as_str()];
-    let forgotten = admin.delete_groups(&groups, &AdminOptions::new()).await;
-    forgotten.map(drop).map_err(SourceError::Poll)
 }
 
 /// The first record of each partition that was sent at or after a time (milliseconds from 1970), or the

@@ -5,6 +5,7 @@
 
 mod harness;
 
+mod check;
 mod commits;
 mod dead_letters;
 mod deadlocks;

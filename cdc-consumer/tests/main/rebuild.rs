@@ -1,15 +1,13 @@
 //! Views built anew beside those that are read.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use cdc_consumer::cli::{Cli, Command};
-use clap::Parser;
+use cdc_consumer::cli::Command;
 use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::consumer::Consumer;
+use crate::harness::consumer::{Consumer, command};
 use crate::harness::feed::Feed;
 use crate::harness::source::{Users, user_feed, user_views};
 use crate::harness::{SOON, World, wait_until};
@@ -25,26 +23,15 @@ async fn rebuild_until(
     arguments: &[&str],
     shutdown: &CancellationToken,
 ) -> anyhow::Result<String> {
-    let file =
-        PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}_rebuild.toml", world.name));
-    std::fs::write(&file, user_views(&feed.topic))?;
-    let flags = [
-        format!("--admin-database-url={}", world.admin_url()),
-        format!("--consumer-database-url={}", world.consumer_url(&world.database_address())),
-        format!("--kafka-brokers={}", world.brokers),
-        format!("--consumer-group={}", world.name),
-        format!("--schema-registry-url={}", world.registry),
-        format!("--views-file={}", file.display()),
-    ];
-    let first = ["cdc-consumer", "rebuild"].into_iter();
-    let arguments = first.chain(flags.iter().map(String::as_str)).chain(arguments.iter().copied());
-    let cli = Cli::try_parse_from(arguments)?;
-    let Command::Rebuild(settings) = cli.command else { panic!("a rebuild") };
-    let mut out = Vec::new();
-    let done = cdc_consumer::rebuild::rebuild(&settings, shutdown, &mut out).await;
-    std::fs::remove_file(&file)?;
-    done?;
-    Ok(String::from_utf8(out)?)
+    let admin = format!("--admin-database-url={}", world.admin_url());
+    let arguments = [&["rebuild", &admin], arguments].concat();
+    command(world, &user_views(&feed.topic), &arguments, async |command| {
+        let Command::Rebuild(settings) = command else { panic!("a rebuild") };
+        let mut out = Vec::new();
+        cdc_consumer::rebuild::rebuild(&settings, shutdown, &mut out).await?;
+        Ok(String::from_utf8(out)?)
+    })
+    .await
 }
 
 async fn current(world: &World) -> String {

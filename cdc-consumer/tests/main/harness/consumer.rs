@@ -129,19 +129,45 @@ pub(crate) fn settings(world: &World, options: &[&str]) -> RunSettings {
     }
 }
 
+/// Runs the program's function for a command with the flags that lead to this world, a file that declares
+/// `views`, and `arguments`.
+pub(crate) async fn command<T>(
+    world: &World,
+    views: &str,
+    arguments: &[&str],
+    run: impl AsyncFnOnce(cli::Command) -> T,
+) -> T {
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let file = directory.join(format!("{}.toml", uuid::Uuid::new_v4().simple()));
+    std::fs::write(&file, views).expect("a views file");
+    let (name, more) = arguments.split_first().expect("a command");
+    let addresses = addresses(world).map(|(flag, value)| format!("--{flag}={value}"));
+    let declared = format!("--views-file={}", file.display());
+    let first = ["cdc-consumer", name, &declared].into_iter();
+    let all = first.chain(addresses.iter().map(String::as_str)).chain(more.iter().copied());
+    let cli = Cli::try_parse_from(all).unwrap_or_else(|error| panic!("{error}"));
+    let outcome = run(cli.command).await;
+    std::fs::remove_file(&file).expect("the views file is there");
+    outcome
+}
+
+/// Where the servers of this world are.
+fn addresses(world: &World) -> [(&'static str, String); 4] {
+    [
+        ("kafka-brokers", world.brokers.clone()),
+        ("consumer-group", world.name.clone()),
+        ("schema-registry-url", world.registry.clone()),
+        ("consumer-database-url", world.consumer_url(&world.database_address())),
+    ]
+}
+
 /// The flags that lead to this world, unless an option sets them otherwise, and the options.
 fn flags(world: &World, options: &[&str]) -> Vec<String> {
-    let database = world.consumer_url(&world.database_address());
-    let flags = [
-        ("kafka-brokers", world.brokers.as_str()),
-        ("consumer-group", &world.name),
-        ("schema-registry-url", &world.registry),
-        ("consumer-database-url", &database),
-        ("consumer-listen", "127.0.0.1:0"),
-    ];
-    let flags = flags.iter().map(|(name, value)| (format!("--{name}="), *value));
+    let listen = [("consumer-listen", "127.0.0.1:0".to_owned())];
+    let flags = addresses(world).into_iter().chain(listen);
+    let flags = flags.map(|(name, value)| (format!("--{name}="), value));
     let ours = flags.filter(|(flag, _)| !options.iter().any(|option| option.starts_with(flag)));
-    let ours = ours.map(|(flag, value)| flag + value);
+    let ours = ours.map(|(flag, value)| flag + &value);
     ours.chain(options.iter().map(|&option| option.to_owned())).collect()
 }
 
