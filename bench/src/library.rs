@@ -57,7 +57,6 @@ impl Library {
 
     /// Widths of key and row.
     pub(crate) fn shape(&self) -> anyhow::Result<(usize, usize)> {
-        let table = &self.view()?.table;
-        Ok((table.key_columns().len(), table.width()))
+        Ok(self.view()?.shape())
     }
 }

@@ -130,9 +130,7 @@ impl TopicCheck<'_> {
         offset: i64,
         (key, value): &RawRecord,
     ) -> anyhow::Result<Option<String>> {
-        let shapes =
-            self.views.iter().map(|view| (view.table.key_columns().len(), view.table.width()));
-        let mut batch = Batch::new(shapes);
+        let mut batch = Batch::new(self.views.iter().map(View::shape));
         let mut decoder = Decoder::new(Arc::clone(&self.views));
         let mut progress = Progress::new(offset, 0);
         let record = Record {

@@ -12,7 +12,7 @@ use crate::batch::Batch;
 use crate::cli::{DeadLetterChoice, DeadLetterSettings, DeadLettersCommand, RetrySettings};
 use crate::config::DatabaseSettings;
 use crate::database::{Database, Generation, Place};
-use crate::decode::{Decoded, Decoder, Record};
+use crate::decode::{Decoded, Decoder, Record, View};
 use crate::offsets::{Lineage, Partition, Progress};
 use crate::pipeline;
 use crate::refetch::RecordFetcher;
@@ -131,7 +131,7 @@ async fn retry(settings: &RetrySettings, out: &mut impl Write) -> anyhow::Result
     let fetcher = RecordFetcher::new(&settings.kafka);
     let target = Target::new(&views, Place::published(generation), i64::MAX, fetcher);
 
-    let shapes = || views.iter().map(|view| (view.table.key_columns().len(), view.table.width()));
+    let shapes = || views.iter().map(View::shape);
     let mut decoder = Decoder::new(Arc::clone(&views));
     // Nobody asks the registry while the batches of the topic wait.
     let letter = find(&mut connection, settings.id).await?;

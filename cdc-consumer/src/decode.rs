@@ -25,6 +25,13 @@ pub struct View {
     pub table: Table,
 }
 
+impl View {
+    /// Columns of the key, and of a row.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.table.key_columns().len(), self.table.width())
+    }
+}
+
 /// One Kafka record as received. Borrows librdkafka's buffer.
 #[derive(Debug, Clone, Copy)]
 pub struct Record<'a> {
@@ -364,8 +371,7 @@ impl Decoder {
     fn key_text(&self, view: usize, key: &[u8]) -> Option<String> {
         let key = wire::split(key).ok()?;
         let plan = self.key_plan(view, key.schema_id)?;
-        let table = &self.views.get(view)?.table;
-        let mut alone = Batch::new([(table.key_columns().len(), table.width())]);
+        let mut alone = Batch::new([self.views.get(view)?.shape()]);
         let view = alone.views.first_mut()?;
         let entry = Entry::at(0, 0);
         view.add(entry, |row| plan.write(key.body, row)).ok()?;

@@ -68,9 +68,7 @@ pub async fn rebuild(
     let place = Place { generation: new.number(), published: old.number() };
     let kafka = group_of(&settings.kafka, new);
     let database = Database::new(&settings.database.consumer_database_url)?;
-    let mut topics: Vec<String> = specs.iter().map(|spec| spec.topic.clone()).collect();
-    topics.sort();
-    topics.dedup();
+    let topics: Vec<String> = specs.iter().map(|spec| spec.topic.clone()).collect();
     let mut observer = Observer::new(&kafka, database.clone(), place, topics.clone())?;
     if !settings.from_cut_log {
         observer.whole_logs().await?;

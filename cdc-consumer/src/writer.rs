@@ -54,8 +54,7 @@ impl WriterLink {
         task: tokio::task::JoinHandle<()>,
         views: &[View],
     ) -> Self {
-        let shapes: Vec<_> =
-            views.iter().map(|view| (view.table.key_columns().len(), view.table.width())).collect();
+        let shapes: Vec<_> = views.iter().map(View::shape).collect();
         let building = Batch::new(shapes.iter().copied());
         Self { batches: Some(batches), task, building, spare: vec![], shapes, under_way: 0 }
     }
