@@ -15,7 +15,7 @@ use devstack::addresses::{POST_API_PORT, POST_DATABASE, USER_API_PORT, USER_DATA
 use rand::RngExt;
 use serde::Serialize;
 use serde_json::json;
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::PgConnection;
 use tokio::task::JoinSet;
 
 use crate::cli::ApiOptions;
@@ -274,7 +274,7 @@ async fn state(
     let mut db = admin(database).await?;
     let mut count = 0;
     while Instant::now() < end {
-        let query = sqlx::query(AssertSqlSafe(Arc::clone(&sql)));
+        let query = sqlx::query(&sql);
         let query = match operation {
             Operation::CreateUser => query.bind(format!("{prefix}-{count}@example.org")),
             Operation::ReadUser | Operation::ListUsers => query.bind(any(&keys.users)),
@@ -317,12 +317,12 @@ async fn prepare() -> anyhow::Result<Keys> {
     execute(&mut posts, &sql).await?;
     let keys = async |db: &mut PgConnection, table: &str| {
         let sql = format!("select id from {table} order by random() limit {ROWS}");
-        anyhow::Ok(Arc::new(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(db).await?))
+        anyhow::Ok(Arc::new(sqlx::query_scalar(&sql).fetch_all(db).await?))
     };
     let (users, posts) = (keys(&mut users, "users").await?, keys(&mut posts, "posts").await?);
     Ok(Keys { users, posts })
 }
 
 async fn count(db: &mut PgConnection, sql: &str) -> anyhow::Result<i64> {
-    sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(db).await.with_context(|| sql.to_owned())
+    sqlx::query_scalar(sql).fetch_one(db).await.with_context(|| sql.to_owned())
 }

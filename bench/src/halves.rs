@@ -110,7 +110,7 @@ fn pid(servers: &Servers, service: Service) -> anyhow::Result<u32> {
 
 async fn backends(db: &mut PgConnection, which: &str) -> anyhow::Result<Vec<u32>> {
     let sql = format!("select pid from pg_stat_activity where {which}");
-    let pids: Vec<i32> = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_all(db).await?;
+    let pids: Vec<i32> = sqlx::query_scalar(&sql).fetch_all(db).await?;
     Ok(pids.into_iter().map(i32::unsigned_abs).collect())
 }
 

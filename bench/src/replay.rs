@@ -156,7 +156,7 @@ pub(crate) async fn statements(
     connection: &mut PgConnection,
     all: &[Statements],
     batch: &Batch,
-    upsert: impl Fn(&Statements) -> &Arc<str>,
+    upsert: impl Fn(&Statements) -> &str,
 ) -> anyhow::Result<()> {
     let mut tx = connection.begin().await?;
     for (view, statements) in batch.views.iter().zip(all) {
@@ -171,12 +171,12 @@ pub(crate) async fn statements(
         );
         if !deletes.is_empty() {
             let keys: Vec<usize> = (0..view.key_width()).collect();
-            let query = write::bind(view, Arc::clone(&statements.delete), &keys, &deletes);
+            let query = write::bind(view, &statements.delete, &keys, &deletes);
             query.fetch_one(&mut *tx).await?;
         }
         if !upserts.is_empty() {
             let columns: Vec<usize> = (0..view.rows().width()).collect();
-            let query = write::bind(view, Arc::clone(upsert(statements)), &columns, &upserts);
+            let query = write::bind(view, upsert(statements), &columns, &upserts);
             query.execute(&mut *tx).await?;
         }
     }

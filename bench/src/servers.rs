@@ -6,7 +6,7 @@ use anyhow::{Context, bail, ensure};
 use devstack::addresses::{self, CONNECT_PORT, HOST, KAFKA_PORT, REGISTRY_PORT};
 use devstack::{Progress, Stack};
 use serde::Serialize;
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{Connection, PgConnection};
 
 /// Where everything is, and how to tell people what is going on.
 pub(crate) struct Servers {
@@ -60,9 +60,8 @@ impl Servers {
         let mut db = admin("postgres").await?;
         let mut postgres = Vec::new();
         for name in SETTINGS {
-            let value: String = sqlx::query_scalar(AssertSqlSafe(format!("show {name}")))
-                .fetch_one(&mut db)
-                .await?;
+            let value: String =
+                sqlx::query_scalar(&format!("show {name}")).fetch_one(&mut db).await?;
             let durable = ["fsync", "full_page_writes", "synchronous_commit"].contains(&name);
             ensure!(
                 !durable || value == "on",
@@ -129,6 +128,6 @@ pub(crate) async fn slot_behind(db: &mut PgConnection, slot: &str) -> anyhow::Re
 
 /// Statements without results.
 pub(crate) async fn execute(db: &mut PgConnection, sql: &str) -> anyhow::Result<()> {
-    let done = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(db).await;
+    let done = sqlx::raw_sql(sql).execute(db).await;
     done.map(drop).with_context(|| format!("PostgreSQL refused: {sql}"))
 }

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use serde::Serialize;
-use sqlx::AssertSqlSafe;
 
 use crate::changes;
 use crate::cli::{Mix, StreamOptions};
@@ -230,7 +229,7 @@ async fn keep_apart(halves: Option<&Halves>, consumer: u32) -> anyhow::Result<()
 async fn wait_for_a_row(target: &Target, consumer: &mut Consumer) -> anyhow::Result<()> {
     let mut db = target.db().await?;
     let sql = format!("select exists (select from {})", Table::UserView.name());
-    while !sqlx::query_scalar::<_, bool>(AssertSqlSafe(sql.clone())).fetch_one(&mut db).await? {
+    while !sqlx::query_scalar::<_, bool>(&sql).fetch_one(&mut db).await? {
         consumer.check()?;
         tokio::time::sleep(LOOK_EVERY).await;
     }

@@ -10,7 +10,7 @@ use devstack::addresses::{HOST, POSTGRES_PORT, admin_url};
 use futures_util::TryStreamExt;
 use migrate::{Generation, Passwords};
 use serde::Serialize;
-use sqlx::{AssertSqlSafe, PgConnection, Row};
+use sqlx::{PgConnection, Row};
 
 use crate::jdbc;
 use crate::servers::{admin, execute};
@@ -174,12 +174,11 @@ impl Target {
         for round in 0_u64.. {
             if first.is_none() {
                 let looked = started.elapsed();
-                let found: i64 =
-                    sqlx::query_scalar(AssertSqlSafe(Arc::clone(&rows))).fetch_one(&mut db).await?;
+                let found: i64 = sqlx::query_scalar(&rows).fetch_one(&mut db).await?;
                 first = (found > 0).then_some((looked, found.unsigned_abs()));
             }
             if let Some((first_row, first_rows)) = first {
-                let query = sqlx::query_scalar(AssertSqlSafe(Arc::clone(&last))).bind(keys);
+                let query = sqlx::query_scalar(&last).bind(keys);
                 let found: i64 = query.fetch_one(&mut db).await?;
                 if usize::try_from(found) == Ok(keys.len()) {
                     return Ok(Times { first_row, first_rows, last_row: started.elapsed() });
@@ -215,7 +214,7 @@ impl Target {
              {joined}"
         );
         execute(&mut db, "set work_mem to '128MB'").await?;
-        let counts = sqlx::query(AssertSqlSafe(sql)).fetch_one(&mut db).await?;
+        let counts = sqlx::query(&sql).fetch_one(&mut db).await?;
         let count = |index| counts.try_get::<i64, _>(index).map(i64::unsigned_abs);
         let mut difference = Difference {
             rows: count(0)?,
@@ -231,7 +230,7 @@ impl Target {
                      case when t.{key} is null then 'none' else row(t.{key}, {found})::text end)
                  {joined} where e.id is null or t.{key} is null or {differs} limit {SAMPLES}"
             );
-            difference.samples = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&mut db).await?;
+            difference.samples = sqlx::query_scalar(&sql).fetch_all(&mut db).await?;
         }
         Ok(difference)
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use rdkafka::consumer::BaseConsumer;
-use sqlx::{AssertSqlSafe, PgConnection, Row};
+use sqlx::{PgConnection, Row};
 
 use crate::config::KafkaSettings;
 use crate::database::{Database, Place, schema_of};
@@ -104,7 +104,7 @@ impl Observer {
     pub(crate) async fn built(&mut self) -> anyhow::Result<Offsets> {
         let sql = offsets_sql(self.place.generation);
         let topics = self.topics.clone();
-        let read = sqlx::query(AssertSqlSafe(sql)).bind(topics).fetch_all(self.connected().await?);
+        let read = sqlx::query(&sql).bind(topics).fetch_all(self.connected().await?);
         let rows = read.await.inspect_err(|_| self.connection = None);
         offsets(&rows.context("could not read how far the new views are")?)
     }
@@ -117,7 +117,7 @@ impl Observer {
                  left join {old}.cdc_snapshot o using (view_name)
                  where n.swept_at is null and (o.view_name is null or o.swept_at is not null))"
         );
-        let read = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(self.connected().await?);
+        let read = sqlx::query_scalar(&sql).fetch_one(self.connected().await?);
         let unswept = read.await.inspect_err(|_| self.connection = None);
         unswept.context("could not read what is known of snapshots")
     }
@@ -138,7 +138,7 @@ pub(crate) async fn hold(
     topics: &[String],
 ) -> anyhow::Result<Offsets> {
     let sql = format!("{} for update", offsets_sql(place.published));
-    let rows = sqlx::query(AssertSqlSafe(sql)).bind(topics).fetch_all(tx).await;
+    let rows = sqlx::query(&sql).bind(topics).fetch_all(tx).await;
     offsets(&rows.context("could not hold the views that readers see where they are")?)
 }
 
@@ -150,7 +150,7 @@ pub(crate) async fn dead_letters(
     let count =
         |generation| format!("(select count(*) from {}.cdc_dead_letter)", schema_of(generation));
     let sql = format!("select {}, {}", count(place.generation), count(place.published));
-    let counts = sqlx::query_as(AssertSqlSafe(sql)).fetch_one(tx).await;
+    let counts = sqlx::query_as(&sql).fetch_one(tx).await;
     counts.context("could not count the dead letters")
 }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use futures_util::{Stream, TryStreamExt};
 use serde::Serialize;
 use sqlx::postgres::{PgConnectOptions, PgRow};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+use sqlx::{Connection, PgConnection, Row};
 
 use crate::catalog::Table;
 use crate::sql::quote;
@@ -113,7 +113,7 @@ impl Side {
         connection: &mut PgConnection,
         keys: &[&Key],
     ) -> Result<BTreeMap<Key, String>, sqlx::Error> {
-        let mut query = sqlx::query(AssertSqlSafe(self.some.clone()));
+        let mut query = sqlx::query(&self.some);
         for column in 0..keys.first().map_or(0, |key| key.len()) {
             query = query.bind(keys.iter().map(|key| key.get(column)).collect::<Vec<_>>());
         }
@@ -202,10 +202,10 @@ pub(crate) async fn some(
 }
 
 fn rows<'a>(
-    sql: &str,
+    sql: &'a str,
     connection: &'a mut PgConnection,
 ) -> impl Stream<Item = Result<(Key, String), sqlx::Error>> + 'a {
-    let query = sqlx::query(AssertSqlSafe(sql.to_owned()));
+    let query = sqlx::query(sql);
     query.fetch(connection).and_then(async |row| read(&row))
 }
 

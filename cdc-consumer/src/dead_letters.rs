@@ -59,7 +59,7 @@ pub async fn execute(command: &DeadLettersCommand, out: &mut impl Write) -> anyh
 async fn list(settings: &DeadLetterSettings, out: &mut impl Write) -> anyhow::Result<()> {
     let (_, _, mut connection) = connect(&settings.database).await?;
     let sql = format!("select {COLUMNS} from cdc_dead_letter order by id");
-    let letters: Vec<DeadLetter> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+    let letters: Vec<DeadLetter> = sqlx::query_as(&sql)
         .fetch_all(&mut connection)
         .await
         .context("could not read the dead letters")?;
@@ -240,7 +240,7 @@ async fn lineage(connection: &mut PgConnection, letter: &DeadLetter) -> anyhow::
 
 async fn find(connection: &mut PgConnection, id: i64) -> anyhow::Result<DeadLetter> {
     let sql = format!("select {COLUMNS} from cdc_dead_letter where id = $1");
-    let letter = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+    let letter = sqlx::query_as(&sql)
         .bind(id)
         .fetch_optional(connection)
         .await
@@ -258,7 +258,7 @@ async fn of_key(
     sql: String,
     letter: &DeadLetter,
 ) -> sqlx::Result<Vec<DeadLetter>> {
-    sqlx::query_as(sqlx::AssertSqlSafe(sql))
+    sqlx::query_as(&sql)
         .bind(letter.id)
         .bind(&letter.view_name)
         .bind(&letter.key_text)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::PgConnection;
 
 use crate::database::{Database, DatabaseError, Generation};
 use crate::decode::View;
@@ -64,7 +64,7 @@ async fn prune(
 ) -> Result<u64, sqlx::Error> {
     let mut total = 0;
     loop {
-        let done = sqlx::query(AssertSqlSafe(statement))
+        let done = sqlx::query(statement)
             .bind(kept.as_secs_f64())
             .bind(KEYS_MAX)
             .execute(&mut *connection)

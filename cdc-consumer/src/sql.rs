@@ -5,7 +5,6 @@
 //! of the current generation.
 
 use std::fmt::Write;
-use std::sync::Arc;
 
 use crate::catalog::{SOURCE_EPOCH, SOURCE_LSN, Table};
 use crate::upsert;
@@ -15,54 +14,54 @@ use crate::upsert;
 pub struct Statements {
     /// Writes rows whose keys nobody else writes meanwhile.
     /// Parameters: one `text[]` per column, then epochs `int[]`, LSNs `bigint[]`.
-    pub merge: Arc<str>,
+    pub merge: String,
     /// The same whoever else writes; more work.
-    pub upsert: Arc<str>,
+    pub upsert: String,
     /// Parameters: one `text[]` per key column, then epochs, LSNs. Returns how many were stale.
-    pub delete: Arc<str>,
+    pub delete: String,
     /// The same parameters. Removes rows up to the given positions, and those that were removed before at
     /// the position they show; remembers each. Affects as many rows as were removed.
-    pub erase: Arc<str>,
+    pub erase: String,
     /// Parameters: epoch, LSN. Removes what the TRUNCATE at that position removed.
-    pub truncate: [Arc<str>; 2],
+    pub truncate: [String; 2],
     /// Keeps other writers out of the view until the transaction ends.
-    pub lock: Arc<str>,
+    pub lock: String,
     /// Before anything else where equal keys may come through several partitions: waits for the
     /// transaction of another writer.
-    pub turn: Option<Arc<str>>,
+    pub turn: Option<String>,
     table: Table,
 }
 
 impl Statements {
     pub fn new(table: &Table) -> Self {
         Self {
-            merge: upsert::merge(table, &[]).into(),
-            upsert: upsert::upsert(table, &[]).into(),
-            delete: delete(table).into(),
-            erase: erase(table).into(),
-            truncate: truncate(table).map(Into::into),
-            lock: lock(table).into(),
-            turn: table.key_equality_is_loose().then(|| turn(table).into()),
+            merge: upsert::merge(table, &[]),
+            upsert: upsert::upsert(table, &[]),
+            delete: delete(table),
+            erase: erase(table),
+            truncate: truncate(table),
+            lock: lock(table),
+            turn: table.key_equality_is_loose().then(|| turn(table)),
             table: table.clone(),
         }
     }
 
     /// [`Self::merge`] that leaves columns out: a new row gets their default, an existing one keeps its
     /// values.
-    pub fn merge_without(&self, omitted: &[usize]) -> Arc<str> {
-        upsert::merge(&self.table, omitted).into()
+    pub fn merge_without(&self, omitted: &[usize]) -> String {
+        upsert::merge(&self.table, omitted)
     }
 
     /// [`Self::upsert`] that leaves columns out.
-    pub fn upsert_without(&self, omitted: &[usize]) -> Arc<str> {
-        upsert::upsert(&self.table, omitted).into()
+    pub fn upsert_without(&self, omitted: &[usize]) -> String {
+        upsert::upsert(&self.table, omitted)
     }
 
     /// An update of rows whose `kept` columns the source did not send. Parameters: one `text[]` per
     /// column not kept, then epochs, LSNs. Returns per input row: its number from 1, whether it was
     /// applied, and whether a newer state of its key is known.
-    pub fn partial(&self, kept: &[usize]) -> Arc<str> {
-        upsert::partial(&self.table, kept).into()
+    pub fn partial(&self, kept: &[usize]) -> String {
+        upsert::partial(&self.table, kept)
     }
 }
 

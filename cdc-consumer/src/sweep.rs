@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Connection, PgConnection, PgTransaction, Row};
+use sqlx::{Connection, PgConnection, PgTransaction, Row};
 
 use crate::apply::Target;
 use crate::config::KafkaSettings;
@@ -199,7 +199,7 @@ impl Sweeper {
         ended: &Ended,
     ) -> Result<Option<i64>, SweepError> {
         let (pages_of, statement) = (sql::pages(&view.table), sql::sweep(&view.table));
-        let pages: i64 = sqlx::query_scalar(AssertSqlSafe(pages_of))
+        let pages: i64 = sqlx::query_scalar(&pages_of)
             .fetch_one(&mut *connection)
             .await
             .map_err(SweepError::Store)?;
@@ -226,7 +226,7 @@ impl Sweeper {
                 }
                 Verdict::Sweep { epoch_min } => epoch_min,
             };
-            let rows: i64 = sqlx::query_scalar(AssertSqlSafe(statement.clone()))
+            let rows: i64 = sqlx::query_scalar(&statement)
                 .bind(format!("({first},0)"))
                 .bind(format!("({},0)", first + PAGES))
                 .bind(ended.lsn)

@@ -10,8 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use secrecy::ExposeSecret;
 use serde::Serialize;
+use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::time::Instant;
 
 use crate::cli::VerifySettings;
@@ -196,7 +196,7 @@ async fn derived(connection: &mut PgConnection, schema: &str) -> anyhow::Result<
             "select exists ((select {columns} from {served} except all select {columns} from {defined})
                  union all (select {columns} from {defined} except all select {columns} from {served}))"
         );
-        let differs: bool = sqlx::query_scalar(AssertSqlSafe(sql))
+        let differs: bool = sqlx::query_scalar(&sql)
             .fetch_one(&mut *connection)
             .await
             .with_context(|| format!("could not compare {name} with its definition"))?;

@@ -1,9 +1,8 @@
 //! The rows of one view's part in a batch, inside the batch's transaction.
 
-use std::sync::Arc;
+use std::borrow::Cow;
 
-use sqlx::postgres::PgBindIterExt;
-use sqlx::{AssertSqlSafe, Connection, PgTransaction, Row};
+use sqlx::{Connection, PgTransaction, Row};
 
 use crate::apply::{ApplyError, Care, Outcome, Target};
 use crate::batch::Claim;
@@ -42,7 +41,7 @@ pub(crate) struct ViewWork<'a> {
     pub(crate) outcome: Outcome,
 }
 
-impl ViewWork<'_> {
+impl<'a> ViewWork<'a> {
     /// Truncation, then deletes, then upserts: the guards make any order right between batches, this one
     /// is right within a batch for keys PostgreSQL finds equal and the fold did not.
     pub(crate) async fn apply(
@@ -50,17 +49,16 @@ impl ViewWork<'_> {
         tx: &mut PgTransaction<'_>,
         parked: &quarantine::Parked,
     ) -> Result<(), ApplyError> {
-        if let Some(turn) = self.statements().turn.clone()
+        if let Some(turn) = &self.statements().turn
             && !self.view.entries().is_empty()
         {
             self.plain(tx, turn).await?;
         }
         if let Some(position) = self.view.truncated_at {
-            self.plain(tx, Arc::clone(&self.statements().lock)).await?;
+            self.plain(tx, &self.statements().lock).await?;
             for statement in &self.statements().truncate {
-                let statement = sqlx::query(AssertSqlSafe(Arc::clone(statement)));
-                let done =
-                    statement.bind(position.epoch).bind(position.lsn).execute(&mut **tx).await;
+                let query = sqlx::query(statement).bind(position.epoch).bind(position.lsn);
+                let done = query.execute(&mut **tx).await;
                 done.map_err(|source| self.write_error(source))?;
             }
         }
@@ -73,16 +71,12 @@ impl ViewWork<'_> {
         Ok(())
     }
 
-    async fn plain(
-        &self,
-        tx: &mut PgTransaction<'_>,
-        statement: Arc<str>,
-    ) -> Result<(), ApplyError> {
-        let done = sqlx::query(AssertSqlSafe(statement)).execute(&mut **tx).await;
+    async fn plain(&self, tx: &mut PgTransaction<'_>, statement: &str) -> Result<(), ApplyError> {
+        let done = sqlx::query(statement).execute(&mut **tx).await;
         done.map(drop).map_err(|source| self.write_error(source))
     }
 
-    fn statements(&self) -> &Statements {
+    fn statements(&self) -> &'a Statements {
         // One `Statements` per view, built from the same declaration as the batch.
         self.target.statements.get(self.index).expect("every view has statements")
     }
@@ -183,12 +177,12 @@ impl ViewWork<'_> {
         entries: &[Entry],
     ) -> Result<u64, ApplyError> {
         let statement = match (omitted, self.alone()) {
-            ([], true) => Arc::clone(&self.statements().merge),
-            ([], false) => Arc::clone(&self.statements().upsert),
-            (omitted, true) => self.statements().merge_without(omitted),
-            (omitted, false) => self.statements().upsert_without(omitted),
+            ([], true) => Cow::from(&self.statements().merge),
+            ([], false) => Cow::from(&self.statements().upsert),
+            (omitted, true) => self.statements().merge_without(omitted).into(),
+            (omitted, false) => self.statements().upsert_without(omitted).into(),
         };
-        let query = bind(self.view, statement, &self.all_but(omitted), entries);
+        let query = bind(self.view, &statement, &self.all_but(omitted), entries);
         let done = query.execute(&mut **tx).await.map_err(|source| self.write_error(source))?;
         Ok(done.rows_affected())
     }
@@ -210,7 +204,7 @@ impl ViewWork<'_> {
         entries: &[Entry],
     ) -> Result<u64, ApplyError> {
         let columns: Vec<usize> = (0..self.view.key_width()).collect();
-        let query = bind(self.view, Arc::clone(&self.statements().erase), &columns, entries);
+        let query = bind(self.view, &self.statements().erase, &columns, entries);
         let done = query.execute(&mut **tx).await.map_err(|source| self.write_error(source))?;
         Ok(done.rows_affected())
     }
@@ -222,7 +216,7 @@ impl ViewWork<'_> {
         entries: &[Entry],
     ) -> Result<u64, ApplyError> {
         let columns: Vec<usize> = (0..self.view.key_width()).collect();
-        let query = bind(self.view, Arc::clone(&self.statements().delete), &columns, entries);
+        let query = bind(self.view, &self.statements().delete, &columns, entries);
         let row = query.fetch_one(&mut **tx).await.map_err(|source| self.write_error(source))?;
         let stale: i64 = row.try_get(0).map_err(|source| self.write_error(source))?;
         Ok(stale.unsigned_abs())
@@ -236,7 +230,8 @@ impl ViewWork<'_> {
         kept: &[usize],
         entries: &[Entry],
     ) -> Result<(), ApplyError> {
-        let query = bind(self.view, self.statements().partial(kept), &self.all_but(kept), entries);
+        let statement = self.statements().partial(kept);
+        let query = bind(self.view, &statement, &self.all_but(kept), entries);
         let rows = query.fetch_all(&mut **tx).await.map_err(|source| self.write_error(source))?;
         for row in rows {
             let read = || Ok((row.try_get::<i64, _>(0)?, row.try_get(1)?, row.try_get(2)?));
@@ -263,20 +258,20 @@ impl ViewWork<'_> {
 /// A statement with some columns of the entries' rows as `text[]` each, then their epochs and LSNs.
 pub fn bind<'q>(
     view: &'q ViewBatch,
-    statement: Arc<str>,
+    statement: &'q str,
     columns: &[usize],
     entries: &'q [Entry],
 ) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments> {
     let rows = view.rows();
-    let mut query = sqlx::query(AssertSqlSafe(statement));
+    let mut query = sqlx::query(statement);
     for &column in columns {
-        let cells = entries.iter().map(move |entry| match rows.cell(entry.row, column) {
+        let cells = entries.iter().map(|entry| match rows.cell(entry.row, column) {
             CellText::Text(text) => Some(text),
             CellText::Null | CellText::Keep | CellText::Absent => None,
         });
-        query = query.bind(cells.bind_iter());
+        query = query.bind(cells.collect::<Vec<_>>());
     }
     query
-        .bind(entries.iter().map(|entry| entry.position.epoch).bind_iter())
-        .bind(entries.iter().map(|entry| entry.position.lsn).bind_iter())
+        .bind(entries.iter().map(|entry| entry.position.epoch).collect::<Vec<_>>())
+        .bind(entries.iter().map(|entry| entry.position.lsn).collect::<Vec<_>>())
 }

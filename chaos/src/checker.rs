@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::PgPool;
 use tokio::time::{Instant, sleep};
 
 use crate::field::Field;
@@ -70,7 +70,7 @@ async fn compare_counts(field: &Field) -> Result<Vec<String>, sqlx::Error> {
     let mut source: Vec<(String, i64, i64)> =
         sqlx::query_as(source).fetch_all(&field.user_db).await?;
     let mut shown: Vec<(String, i64, i64)> =
-        sqlx::query_as(AssertSqlSafe(shown)).fetch_all(&field.post_db).await?;
+        sqlx::query_as(&shown).fetch_all(&field.post_db).await?;
     source.sort();
     shown.sort();
     let text = || format!("department_stats is {shown:?}, users say {source:?}");
@@ -78,7 +78,7 @@ async fn compare_counts(field: &Field) -> Result<Vec<String>, sqlx::Error> {
 }
 
 async fn rows(db: &PgPool, query: String) -> Result<Rows, sqlx::Error> {
-    let rows: Vec<(i64, String)> = sqlx::query_as(AssertSqlSafe(query)).fetch_all(db).await?;
+    let rows: Vec<(i64, String)> = sqlx::query_as(&query).fetch_all(db).await?;
     Ok(rows.into_iter().collect())
 }
 
@@ -89,7 +89,7 @@ pub(crate) async fn dead_letters(field: &Field) -> Result<Vec<String>, sqlx::Err
          from {}.cdc_dead_letter",
         field.views
     );
-    sqlx::query_scalar(AssertSqlSafe(query)).fetch_all(&field.post_db).await
+    sqlx::query_scalar(&query).fetch_all(&field.post_db).await
 }
 
 /// Id, version and mark of every row that this run's writers left in a source table.

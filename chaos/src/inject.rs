@@ -171,7 +171,7 @@ async fn reset_topic(field: &Field, topic: &str, percent: u8) -> anyhow::Result<
         "select partition, next_offset * $2 / 100 from {}.cdc_offset where topic = $1",
         field.views
     );
-    let stored: Vec<(i32, i64)> = sqlx::query_as(sqlx::AssertSqlSafe(stored))
+    let stored: Vec<(i32, i64)> = sqlx::query_as(&stored)
         .bind(topic)
         .bind(i64::from(percent))
         .fetch_all(&field.post_db)

@@ -89,7 +89,7 @@ impl Marker {
                  + (select count(*) from {views}.post_view
                     where post_id = any ($2) and author_id >= $3)"
         );
-        let count = sqlx::query_scalar(sqlx::AssertSqlSafe(query));
+        let count = sqlx::query_scalar(&query);
         let count = count.bind(&self.users).bind(&self.posts).bind(mark.0);
         let count: i64 = timeout(WRITE_DEADLINE, count.fetch_one(&self.view_db)).await??;
         Ok(count == 2 * ROWS)

@@ -7,7 +7,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
+use sqlx::{ConnectOptions, Connection, PgConnection};
 
 use crate::MigrateError;
 
@@ -133,7 +133,7 @@ pub(crate) async fn apply(
 
 /// Runs a statement that was put together from quoted parts.
 pub(crate) async fn execute(db: &mut PgConnection, statement: String) -> Result<(), sqlx::Error> {
-    sqlx::raw_sql(AssertSqlSafe(statement)).execute(db).await.map(drop)
+    sqlx::raw_sql(&statement).execute(db).await.map(drop)
 }
 
 async fn connect(options: &PgConnectOptions, database: &str) -> Result<PgConnection, MigrateError> {

@@ -5,7 +5,7 @@ use migrate::{
     Generation, MigrateError, Passwords, current_generation, drop_generation, generations, posts,
     publish, publish_after, users, views,
 };
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 /// A database that does not exist yet, on the server `POST_DATABASE_ADMIN_URL` names.
@@ -47,11 +47,11 @@ async fn run(db: &mut PgConnection, sql: &str) {
 }
 
 async fn attempt(db: &mut PgConnection, sql: &str) -> Result<(), sqlx::Error> {
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(db).await.map(drop)
+    sqlx::raw_sql(sql).execute(db).await.map(drop)
 }
 
 async fn text(db: &mut PgConnection, sql: &str) -> String {
-    sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(db).await.unwrap()
+    sqlx::query_scalar(sql).fetch_one(db).await.unwrap()
 }
 
 fn generation(number: i32) -> Generation {

@@ -134,7 +134,7 @@ impl Ledger {
             let ids: Vec<i64> = expected.keys().copied().collect();
             let query = format!("select id, version from {table} where id = any ($1)");
             let found: Vec<(i64, i64)> =
-                sqlx::query_as(sqlx::AssertSqlSafe(query)).bind(ids).fetch_all(db).await.unwrap();
+                sqlx::query_as(&query).bind(ids).fetch_all(db).await.unwrap();
             let found: BTreeMap<i64, i64> = found.into_iter().collect();
             let lost: Vec<_> = expected
                 .iter()

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::PgPool;
 use tokio::time::Instant;
 
 use crate::system::System;
@@ -65,11 +65,9 @@ impl System {
              full join public.department_stats as s on s.department = d.department
              where (d.user_count, d.active_count) is distinct from (s.user_count, s.active_count)"
         );
-        let wrong: Vec<String> =
-            sqlx::query_scalar(AssertSqlSafe(counts)).fetch_all(&self.post_db).await?;
+        let wrong: Vec<String> = sqlx::query_scalar(&counts).fetch_all(&self.post_db).await?;
         let letters = format!("select error from views_{generation}.cdc_dead_letter");
-        let letters: Vec<String> =
-            sqlx::query_scalar(AssertSqlSafe(letters)).fetch_all(&self.post_db).await?;
+        let letters: Vec<String> = sqlx::query_scalar(&letters).fetch_all(&self.post_db).await?;
         if !wrong.is_empty() {
             return Ok(Err(format!("department_stats is not its definition: {wrong:?}")));
         }
@@ -84,7 +82,7 @@ impl System {
 type Rows = BTreeMap<i64, String>;
 
 async fn rows(db: &PgPool, query: String) -> Result<Rows, sqlx::Error> {
-    let rows: Vec<(i64, String)> = sqlx::query_as(AssertSqlSafe(query)).fetch_all(db).await?;
+    let rows: Vec<(i64, String)> = sqlx::query_as(&query).fetch_all(db).await?;
     Ok(rows.into_iter().collect())
 }
 

@@ -9,7 +9,7 @@ use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
 use serde_json::Value;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, PgConnection, PgPool};
+use sqlx::{ConnectOptions, Executor, PgConnection, PgPool};
 use tokio::task::JoinSet;
 use tower::ServiceExt;
 use uuid::Uuid;
@@ -51,7 +51,7 @@ pub(crate) async fn with_database<F>(
 
     let mut server = admin.database("postgres").connect().await.unwrap();
     let drop = format!("drop database {name} with (force)");
-    sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut server).await.unwrap();
+    sqlx::raw_sql(&drop).execute(&mut server).await.unwrap();
     outcome.unwrap();
 }
 
@@ -127,7 +127,7 @@ impl Api {
              begin;
              lock table read in access exclusive mode;"
         );
-        sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut db).await.unwrap();
+        db.execute(lock.as_str()).await.unwrap();
         let (mut sent, mut given_up) = (JoinSet::new(), JoinSet::new());
         for (number, path) in paths.iter().cloned().enumerate() {
             let (api, other) = (self.clone(), (self.clone(), path.clone()));
@@ -136,7 +136,7 @@ impl Api {
         }
         wait_for_waiting(&mut db).await;
         given_up.shutdown().await;
-        sqlx::raw_sql("commit").execute(&mut db).await.unwrap();
+        db.execute("commit").await.unwrap();
         let mut answers = sent.join_all().await;
         answers.sort_by_key(|(number, _)| *number);
         let count = sqlx::query_scalar("select last_value from statements");

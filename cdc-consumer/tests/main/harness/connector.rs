@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use reqwest::StatusCode;
 use serde_json::{Map, Value as Json};
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{Connection, Executor, PgConnection};
 
 use super::consumer::Consumer;
 use super::kafka::delete_topics;
@@ -34,7 +34,7 @@ impl Source {
         let name = format!("src_{}", uuid::Uuid::new_v4().simple());
         let mut db = PgConnection::connect(&url).await.expect("PostgreSQL answers");
         let create = format!("create database {name} template template0");
-        sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut db).await.expect("a database");
+        sqlx::raw_sql(&create).execute(&mut db).await.expect("a database");
         Self {
             name,
             server: server.to_owned(),
@@ -54,7 +54,7 @@ impl Source {
 
     /// Runs statements, in one transaction.
     pub(crate) async fn sql(&self, sql: &str) {
-        let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.db().await).await;
+        let done = sqlx::raw_sql(sql).execute(&mut self.db().await).await;
         done.unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
@@ -134,10 +134,7 @@ impl Source {
         );
         wait_until("the slot to be left", CONNECT_SOON, || async {
             let mut db = self.db().await;
-            let count: i64 = sqlx::query_scalar(AssertSqlSafe(active.clone()))
-                .fetch_one(&mut db)
-                .await
-                .expect("a count");
+            let count: i64 = sqlx::query_scalar(&active).fetch_one(&mut db).await.expect("a count");
             if count == 0 { Ok(()) } else { Err("active".to_owned()) }
         })
         .await;
@@ -250,7 +247,7 @@ impl Source {
 type Row = Vec<Option<String>>;
 
 async fn rows(mut db: PgConnection, sql: &str) -> Vec<Row> {
-    let rows = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&mut db).await;
+    let rows = sqlx::query_scalar(sql).fetch_all(&mut db).await;
     rows.unwrap_or_else(|error| panic!("{sql}: {error}"))
 }
 
@@ -295,7 +292,7 @@ async fn remove_database(server: &str, name: &str) {
          drop database if exists {name} with (force)"
     );
     for statement in slot.split(';') {
-        while let Err(error) = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut db).await {
+        while let Err(error) = db.execute(statement).await {
             if error.as_database_error().is_none() || std::time::Instant::now() > deadline {
                 return;
             }

@@ -1,7 +1,7 @@
 //! The view database of a world, seen with the superuser's eyes.
 
 use serde_json::Value as Json;
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{Connection, PgConnection};
 
 use super::{SOON, World, wait_until};
 
@@ -18,7 +18,7 @@ impl World {
     }
 
     pub(crate) async fn sql(&self, sql: &str) {
-        let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.db().await).await;
+        let done = sqlx::raw_sql(sql).execute(&mut self.db().await).await;
         done.unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
@@ -26,14 +26,14 @@ impl World {
     pub(crate) async fn text(&self, sql: &str) -> String {
         let sql = format!("select coalesce(({sql})::text, 'null')");
         let mut db = self.db().await;
-        let read = sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_one(&mut db);
+        let read = sqlx::query_scalar(&sql).fetch_one(&mut db);
         read.await.unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
     /// One column of text.
     pub(crate) async fn lines(&self, sql: &str) -> Vec<String> {
         let mut db = self.db().await;
-        let read = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&mut db);
+        let read = sqlx::query_scalar(sql).fetch_all(&mut db);
         read.await.unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
@@ -63,7 +63,7 @@ impl World {
              grant usage on all sequences in schema views_1 to cdc_consumer"
         );
         for statement in sql.split("; ").map(str::trim) {
-            let done = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut db).await;
+            let done = sqlx::raw_sql(statement).execute(&mut db).await;
             done.unwrap_or_else(|error| panic!("{statement}: {error}"));
         }
     }
@@ -84,7 +84,7 @@ impl World {
         );
         let expected = Json::Array(rows.to_vec()).to_string();
         let mut db = self.db().await;
-        let read = sqlx::query_scalar(AssertSqlSafe(sql)).bind(expected).fetch_all(&mut db);
+        let read = sqlx::query_scalar(&sql).bind(expected).fetch_all(&mut db);
         let lines: Vec<String> = read.await.unwrap_or_else(|error| panic!("{table}: {error}"));
         if lines.is_empty() { Ok(()) } else { Err(lines.join("\n")) }
     }

@@ -18,7 +18,7 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::FutureProducer;
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{Connection, Executor, PgConnection};
 
 /// How long anything may take that is not the point of the test.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
@@ -138,7 +138,7 @@ fn drop_database(server: &str, name: &str) {
     let (server, sql) = (server.to_owned(), format!("drop database if exists {name} with (force)"));
     clean_up(async move {
         if let Ok(mut db) = PgConnection::connect(&format!("{server}/postgres")).await {
-            drop(sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut db).await);
+            drop(db.execute(sql.as_str()).await);
         }
     });
 }
@@ -157,13 +157,13 @@ async fn create_database(server: &str, name: &str) -> Arc<Template> {
     let sql = format!("create database {name} template {}", template.name);
     wait_until("a copy of the migrated database", SOON, || async {
         let mut db = admin(server).await;
-        let made = sqlx::raw_sql(AssertSqlSafe(sql.clone())).execute(&mut db).await;
+        let made = sqlx::raw_sql(&sql).execute(&mut db).await;
         made.map(drop).map_err(|error| error.to_string())
     })
     .await;
     // Rights on a database are not copied; who makes generations needs this one.
     let sql = format!("grant create on database {name} to migrator");
-    let granted = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut admin(server).await).await;
+    let granted = sqlx::raw_sql(&sql).execute(&mut admin(server).await).await;
     granted.expect("a right granted");
     template
 }
