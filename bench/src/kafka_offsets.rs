@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 
 use crate::batches::Builder;
 use crate::library::Library;
-use crate::replay;
+use crate::replay::{self, Put};
 use crate::servers::Servers;
 use crate::target::{Table, Target, Times};
 use crate::topic::{self, PARTITIONS};
@@ -74,7 +74,7 @@ async fn write(
     applied: Sender<Vec<Next>>,
 ) -> anyhow::Result<()> {
     while let Some(batch) = batches.recv().await {
-        replay::statements(&mut connection, &target.statements, &batch, |all| &all.merge).await?;
+        replay::statements(&mut connection, &target, &batch, Put::Sets).await?;
         let next = batch.claims.iter().map(|claim| (claim.partition.number, claim.interval.next));
         if applied.send(next.collect()).is_err() {
             break;

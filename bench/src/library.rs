@@ -52,7 +52,9 @@ impl Library {
     pub(crate) fn target(&self) -> apply::Target {
         let letters = i64::from(self.settings.limits.dead_letters_max);
         let fetcher = RecordFetcher::new(&self.settings.kafka);
-        apply::Target::new(&self.views, Place::published(self.generation), letters, fetcher)
+        let copy_rows_min = self.settings.limits.copy_rows_min;
+        let place = Place::published(self.generation);
+        apply::Target::new(&self.views, place, letters, copy_rows_min, fetcher)
     }
 
     /// Widths of key and row.

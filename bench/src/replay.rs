@@ -13,7 +13,6 @@ use cdc_consumer::fence::{self, Wanted};
 use cdc_consumer::fold::Action;
 use cdc_consumer::offsets::Partition;
 use cdc_consumer::source;
-use cdc_consumer::sql::Statements;
 use cdc_consumer::write;
 use sqlx::{Connection, PgConnection};
 use tokio::task::JoinSet;
@@ -141,25 +140,34 @@ async fn write(
                 }
             }
             Depth::Statements => {
-                statements(&mut connection, &target.statements, batch, |all| &all.merge).await?;
+                statements(&mut connection, &target, batch, Put::Sets).await?;
             }
             Depth::Upserts => {
-                statements(&mut connection, &target.statements, batch, |all| &all.upsert).await?;
+                statements(&mut connection, &target, batch, Put::Upsert).await?;
             }
         }
     }
     Ok(())
 }
 
-/// The rows of a batch: deletes, then upserts by the chosen statement, as the consumer orders them.
+/// How rows that are not deleted are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Put {
+    /// As the consumer does.
+    Sets,
+    /// By `insert ... on conflict do update`.
+    Upsert,
+}
+
+/// The rows of a batch: deletes, then upserts, as the consumer orders them.
 pub(crate) async fn statements(
     connection: &mut PgConnection,
-    all: &[Statements],
+    target: &apply::Target,
     batch: &Batch,
-    upsert: impl Fn(&Statements) -> &str,
+    put: Put,
 ) -> anyhow::Result<()> {
     let mut tx = connection.begin().await?;
-    for (view, statements) in batch.views.iter().zip(all) {
+    for (view, statements) in batch.views.iter().zip(&target.statements) {
         let of = |action| {
             let entries = view.entries().iter().filter(move |entry| entry.action == action);
             entries.copied().collect::<Vec<_>>()
@@ -175,9 +183,17 @@ pub(crate) async fn statements(
             query.fetch_one(&mut *tx).await?;
         }
         if !upserts.is_empty() {
-            let columns: Vec<usize> = (0..view.rows().width()).collect();
-            let query = write::bind(view, upsert(statements), &columns, &upserts);
-            query.execute(&mut *tx).await?;
+            match put {
+                Put::Sets => {
+                    let min = target.copy_rows_min;
+                    write::put(&mut tx, statements, view, &upserts, min).await?;
+                }
+                Put::Upsert => {
+                    let columns: Vec<usize> = (0..view.rows().width()).collect();
+                    let query = write::bind(view, &statements.upsert, &columns, &upserts);
+                    query.execute(&mut *tx).await?;
+                }
+            }
         }
     }
     tx.commit().await?;

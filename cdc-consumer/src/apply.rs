@@ -82,6 +82,8 @@ pub struct Target {
     pub specs: Vec<ViewSpec>,
     pub place: Place,
     pub dead_letters_max: i64,
+    /// Fewer rows of a view than this in a batch are not worth the round trips of COPY.
+    pub copy_rows_min: usize,
     pub fetcher: RecordFetcher,
 }
 
@@ -91,6 +93,7 @@ impl Target {
         views: &[View],
         place: Place,
         dead_letters_max: i64,
+        copy_rows_min: usize,
         fetcher: RecordFetcher,
     ) -> Self {
         Self {
@@ -99,6 +102,7 @@ impl Target {
             specs: views.iter().map(|view| view.spec.clone()).collect(),
             place,
             dead_letters_max,
+            copy_rows_min,
             fetcher,
         }
     }

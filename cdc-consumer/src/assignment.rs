@@ -16,6 +16,7 @@ use crate::offsets::{Partition, Progress};
 use crate::pipeline::SessionError;
 use crate::session::{Owned, Session};
 use crate::source::{self, BrokerOffsets, GroupConsumer, SourceError};
+use crate::takeover;
 use crate::writer::WriterLink;
 
 /// How long batches under way may take when partitions must be given up or the process ends.
@@ -76,7 +77,7 @@ impl Session {
                 Some(connection) => connection,
                 None => control.insert(database.connect_to(place.generation).await?),
             };
-            Ok::<_, SessionError>(fence::acquire(connection, wanted, owner).await?)
+            Ok::<_, SessionError>(takeover::acquire(connection, wanted, owner).await?)
         })
     }
 

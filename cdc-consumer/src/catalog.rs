@@ -19,6 +19,8 @@ pub struct Table {
     key_width: usize,
     /// The table has a `last_processed_at` to stamp.
     pub stamped: bool,
+    /// Policies decide which of its rows we may write.
+    pub row_security: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,14 +64,21 @@ impl Table {
     ) -> Result<Self, CatalogError> {
         let rows = sqlx::query(COLUMNS_SQL).bind(schema).bind(name).fetch_all(connection).await;
         let rows = rows.map_err(|source| read_error(name, source))?;
-        let mut table =
-            Self { name: name.to_owned(), columns: vec![], key_width: 0, stamped: false };
+        let mut table = Self {
+            name: name.to_owned(),
+            columns: vec![],
+            key_width: 0,
+            stamped: false,
+            row_security: false,
+        };
         let mut present = HashSet::new();
         for row in rows {
             let column = catalogue_column(&row).map_err(|source| read_error(name, source))?;
             let in_key: bool = row.try_get("in_key").map_err(|source| read_error(name, source))?;
             let comparable: bool =
                 row.try_get("comparable").map_err(|source| read_error(name, source))?;
+            table.row_security =
+                row.try_get("row_security").map_err(|source| read_error(name, source))?;
             if in_key && !comparable {
                 return Err(CatalogError::NoEquality { table: table.name, column: column.name });
             }
@@ -165,7 +174,13 @@ impl Table {
                 element: None,
             },
         });
-        Self { name: name.to_owned(), columns: columns.collect(), key_width, stamped: true }
+        Self {
+            name: name.to_owned(),
+            columns: columns.collect(),
+            key_width,
+            stamped: true,
+            row_security: false,
+        }
     }
 }
 
@@ -185,7 +200,8 @@ const COLUMNS_SQL: &str = "
         format_type(element.oid, a.atttypmod) as element_name,
         coalesce(element.typtype = 'e', false) as element_enumeration,
         coalesce(element.typcategory = 'R', false) as element_range,
-        k.position is not null as in_key
+        k.position is not null as in_key,
+        row_security_active(c.oid) as row_security
     from pg_class c
     join pg_namespace n on n.oid = c.relnamespace
     join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped

@@ -27,7 +27,7 @@ impl Place {
 
 /// A server gives up on a client that stopped in the middle of a transaction, so that its row locks do
 /// not outlive it: the next owner of a partition waits for them.
-const IDLE_IN_TRANSACTION_MAX: Duration = Duration::from_secs(10);
+pub(crate) const IDLE_IN_TRANSACTION_MAX: Duration = Duration::from_secs(10);
 
 /// A server that accepts no connection in this time is away. The system's own limit is minutes.
 const CONNECT_MAX: Duration = Duration::from_secs(10);

@@ -129,7 +129,8 @@ async fn retry(settings: &RetrySettings, out: &mut impl Write) -> anyhow::Result
     let views = Arc::new(pipeline::views(&database, generation, &specs).await?);
     let registry = Registry::new(&settings.registry)?;
     let fetcher = RecordFetcher::new(&settings.kafka);
-    let target = Target::new(&views, Place::published(generation), i64::MAX, fetcher);
+    let place = Place::published(generation);
+    let target = Target::new(&views, place, i64::MAX, usize::MAX, fetcher);
 
     let shapes = || views.iter().map(View::shape);
     let mut decoder = Decoder::new(Arc::clone(&views));

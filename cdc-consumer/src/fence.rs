@@ -1,6 +1,7 @@
 //! Progress in the database: acquiring partitions, and moving their offsets inside a batch.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use sqlx::{PgConnection, Row};
 
@@ -37,8 +38,8 @@ pub struct Wanted {
 
 /// Makes us the owner of a partition: a new epoch, and the stored progress.
 ///
-/// Waits for the transaction of a previous owner, since both change the same row. From here on that
-/// owner's batches fail the fence.
+/// Waits for the transaction of a previous owner, since both change the same row, and fails with 55P03 if
+/// that takes longer than [`LOCK_MAX`]. From here on that owner's batches fail the fence.
 pub async fn acquire(
     connection: &mut PgConnection,
     wanted: &Wanted,
@@ -52,6 +53,7 @@ pub async fn acquire(
         .bind(wanted.log_start)
         .bind(owner)
         .bind(wanted.requested)
+        .bind(LOCK_MAX.as_millis().to_string())
         .fetch_one(connection)
         .await
         .map_err(failed)?;
@@ -76,12 +78,18 @@ pub async fn acquire(
     })
 }
 
+/// How long an acquisition waits for a previous owner before it says so. A batch takes less.
+const LOCK_MAX: Duration = Duration::from_secs(2);
+
 /// A replay may bring back rows that the newest snapshot did not mention, so it is swept again.
 /// Nothing stored means the beginning, whatever the group's offset says: it may be another program's.
 /// A partition that was added to a known topic begins in the newest life of the source: with an older
 /// epoch its changes would look stale to rows that moved there.
 const ACQUIRE: &str = "
-    with swept_again as (
+    with patience as materialized (
+        select set_config('lock_timeout', $6, true)
+    ),
+    swept_again as (
         update cdc_snapshot set log_ends = null, swept_at = null
         where topic = $1 and $5::bigint is not null
     )
@@ -97,6 +105,7 @@ const ACQUIRE: &str = "
                 having max(e.value::int) > 0
             ),
             '{}')
+    from patience
     on conflict (topic, partition) do update set
         epoch = o.epoch + 1,
         owner = excluded.owner,

@@ -29,12 +29,14 @@ pub mod rows;
 
 pub mod apply;
 pub mod catalog;
+mod copy;
 pub mod database;
 pub mod fence;
 mod prune;
 pub mod quarantine;
 pub mod sql;
 pub mod sweep;
+mod takeover;
 mod untold;
 mod upsert;
 pub mod write;

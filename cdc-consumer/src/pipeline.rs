@@ -181,7 +181,9 @@ async fn prepare(
 
     let dead_letters_max = i64::from(settings.limits.dead_letters_max);
     let fetcher = RecordFetcher::new(&settings.kafka);
-    let target = Arc::new(Target::new(&views, place, dead_letters_max, fetcher));
+    let copy_rows_min = settings.limits.copy_rows_min;
+    let target = Target::new(&views, place, dead_letters_max, copy_rows_min, fetcher);
+    let target = Arc::new(target);
     let (report, reports) = mpsc::channel();
     let writers = (0..settings.limits.writers.get()).map(|number| {
         let (sender, receiver) = tokio::sync::mpsc::channel(UNDER_WAY_MAX);

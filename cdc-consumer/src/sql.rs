@@ -29,7 +29,25 @@ pub struct Statements {
     /// Before anything else where equal keys may come through several partitions: waits for the
     /// transaction of another writer.
     pub turn: Option<String>,
+    /// Writes rows of new keys that nobody else writes meanwhile, before [`Self::merge`] writes the others.
+    /// `None` where row security applies to us: COPY refuses such a table.
+    pub copy: Option<CopyStatements>,
     table: Table,
+}
+
+/// Rows of new keys, in three steps.
+#[derive(Debug, Clone)]
+pub struct CopyStatements {
+    /// Before we look: a TRUNCATE waits for us, or we for it and see its floor. A single statement that
+    /// looks and writes holds the same lock from its beginning.
+    pub hold: String,
+    /// Parameters: one `text[]` per key column, then epochs, LSNs. Returns the numbers, from 1, of the
+    /// input rows whose key has neither a row nor a later delete, in the order of the keys, and the time
+    /// of the transaction.
+    pub new_keys: String,
+    /// COPY of all columns, epoch, LSN and, if `stamped`, the time.
+    pub copy: String,
+    pub stamped: bool,
 }
 
 impl Statements {
@@ -42,6 +60,7 @@ impl Statements {
             truncate: truncate(table),
             lock: lock(table),
             turn: table.key_equality_is_loose().then(|| turn(table)),
+            copy: copy(table),
             table: table.clone(),
         }
     }
@@ -63,6 +82,15 @@ impl Statements {
     pub fn partial(&self, kept: &[usize]) -> String {
         upsert::partial(&self.table, kept)
     }
+}
+
+fn copy(table: &Table) -> Option<CopyStatements> {
+    (!table.row_security).then(|| CopyStatements {
+        hold: format!("lock table {} in row exclusive mode", quote(&table.name)),
+        new_keys: upsert::new_keys(table),
+        copy: upsert::copy(table),
+        stamped: table.stamped,
+    })
 }
 
 /// The number of an input row, under a name that no column of a view has.

@@ -45,6 +45,28 @@ pub(crate) fn upsert(table: &Table, omitted: &[usize]) -> String {
     )
 }
 
+/// See [`crate::sql::CopyStatements`]. What is not new is left to [`merge`], which compares positions.
+pub(crate) fn new_keys(table: &Table) -> String {
+    let keys: Vec<usize> = table.key_columns().collect();
+    format!(
+        "select coalesce(array_agg(s.{ROW} order by {order}), '{{}}'), to_json(now()) #>> '{{}}' \
+         from ({input}) as s \
+         where not exists (select from {table} t where {same_row} {ROW_BY_ROW}) \
+         and {not_deleted}",
+        order = prefixed(&names(table, keys.iter().copied()), "s"),
+        input = input(table, &keys),
+        table = quote(&table.name),
+        same_row = key_equal(table, "t", "s"),
+        not_deleted = not_deleted(table),
+    )
+}
+
+/// See [`crate::sql::CopyStatements`].
+pub(crate) fn copy(table: &Table) -> String {
+    let columns = Written::new(table, &[]).inserted.join(", ");
+    format!("copy {table} ({columns}) from stdin", table = quote(&table.name))
+}
+
 /// See [`crate::sql::Statements::partial`].
 pub(crate) fn partial(table: &Table, kept: &[usize]) -> String {
     let written = Written::new(table, kept);
@@ -75,18 +97,24 @@ pub(crate) fn partial(table: &Table, kept: &[usize]) -> String {
 /// The input rows that are not older than the delete of their key or a TRUNCATE, in the order of the keys.
 fn fresh(table: &Table, columns: &[usize]) -> String {
     format!(
-        "select s.*{stamp} from ({input}) as s \
-         where not exists (select from {deleted} d where {same_key} \
-         and (d.{SOURCE_EPOCH}, d.{SOURCE_LSN}) > (s.{SOURCE_EPOCH}, s.{SOURCE_LSN})) \
-         and not exists (select from cdc_floor f where f.view_name = {view} \
-         and (f.{SOURCE_EPOCH}, f.{SOURCE_LSN}) > (s.{SOURCE_EPOCH}, s.{SOURCE_LSN})) \
-         order by {keys}",
+        "select s.*{stamp} from ({input}) as s where {not_deleted} order by {keys}",
         stamp = stamp(table),
         input = input(table, columns),
+        not_deleted = not_deleted(table),
+        keys = names(table, table.key_columns()).join(", "),
+    )
+}
+
+/// Whether an input row `s` is not older than the delete of its key or a TRUNCATE.
+fn not_deleted(table: &Table) -> String {
+    format!(
+        "not exists (select from {deleted} d where {same_key} \
+         and (d.{SOURCE_EPOCH}, d.{SOURCE_LSN}) > (s.{SOURCE_EPOCH}, s.{SOURCE_LSN})) \
+         and not exists (select from cdc_floor f where f.view_name = {view} \
+         and (f.{SOURCE_EPOCH}, f.{SOURCE_LSN}) > (s.{SOURCE_EPOCH}, s.{SOURCE_LSN}))",
         deleted = deleted_table(table),
         same_key = key_equal(table, "d", "s"),
         view = literal(&table.name),
-        keys = names(table, table.key_columns()).join(", "),
     )
 }
 

@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 
-use sqlx::{Connection, PgTransaction, Row};
+use sqlx::{Connection, PgConnection, PgTransaction, Row};
 
 use crate::apply::{ApplyError, Care, Outcome, Target};
 use crate::batch::Claim;
+use crate::copy;
 use crate::fold::{Action, Entry, ViewBatch};
 use crate::quarantine::{self, Fault};
 use crate::rows::{CellText, Omitted};
@@ -176,9 +177,12 @@ impl<'a> ViewWork<'a> {
         omitted: &[usize],
         entries: &[Entry],
     ) -> Result<u64, ApplyError> {
+        if omitted.is_empty() && self.alone() {
+            let done = put(tx, self.statements(), self.view, entries, self.target.copy_rows_min);
+            return done.await.map_err(|source| self.write_error(source));
+        }
         let statement = match (omitted, self.alone()) {
-            ([], true) => Cow::from(&self.statements().merge),
-            ([], false) => Cow::from(&self.statements().upsert),
+            ([], _) => Cow::from(&self.statements().upsert),
             (omitted, true) => self.statements().merge_without(omitted).into(),
             (omitted, false) => self.statements().upsert_without(omitted).into(),
         };
@@ -253,6 +257,30 @@ impl<'a> ViewWork<'a> {
         let table = self.target.tables.get(self.index).cloned().unwrap_or_default();
         ApplyError::Write { table, source }
     }
+}
+
+/// Writes complete rows whose keys nobody else writes meanwhile: from `copy_rows_min` on, those of new keys by
+/// COPY. Returns how many were inserted or updated.
+pub async fn put(
+    connection: &mut PgConnection,
+    statements: &Statements,
+    view: &ViewBatch,
+    entries: &[Entry],
+    copy_rows_min: usize,
+) -> Result<u64, sqlx::Error> {
+    let (mut rows, mut rest) = (0, Cow::from(entries));
+    if let Some(copy) = &statements.copy
+        && entries.len() >= copy_rows_min
+    {
+        let copied = copy::new_rows(connection, copy, view, entries).await?;
+        (rows, rest) = (copied.rows, copied.rest.into());
+    }
+    if rest.is_empty() {
+        return Ok(rows);
+    }
+    let columns: Vec<usize> = (0..view.rows().width()).collect();
+    let merge = bind(view, &statements.merge, &columns, &rest);
+    Ok(rows + merge.execute(connection).await?.rows_affected())
 }
 
 /// A statement with some columns of the entries' rows as `text[]` each, then their epochs and LSNs.

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use crate::harness::consumer::Consumer;
 use crate::harness::feed::{Event, Feed};
+use crate::harness::proxy::{Mode, Proxy};
 use crate::harness::source::{Users, user_feed, user_views};
 use crate::harness::{SOON, World, wait_until};
 
@@ -69,12 +70,21 @@ async fn consumers_that_count_the_same_departments_never_deadlock() {
 /// Whatever order the records came in: statements that lock in one order cannot wait in a circle.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_rows_of_a_batch_are_written_in_the_order_of_their_keys() {
+    rows_are_written_in_the_order_of_their_keys("--copy-rows-min=1000000").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_are_copied_in_the_order_of_their_keys() {
+    rows_are_written_in_the_order_of_their_keys("--copy-rows-min=1").await;
+}
+
+async fn rows_are_written_in_the_order_of_their_keys(option: &str) {
     let world = World::new().await;
     let feed = user_feed(&world, 1).await;
     let mut users = Users::default();
     // 7 and 1000 have no common divisor: each key once, none behind its predecessor.
     feed.send(&world, &users.puts((0..1000).map(|number| number * 7 % 1000))).await;
-    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[option]);
     world.shows("user_view", &users.as_view()).await;
     let disorder = "select count(*) from (
         select user_id, lag(user_id) over (partition by xmin::text order by ctid) as before
@@ -192,6 +202,31 @@ async fn a_truncate_waits_for_a_row_that_another_writer_is_adding() {
     .await;
     sqlx::raw_sql("commit").execute(&mut other).await.unwrap();
     world.drained(&feed.topic, 1).await;
+    world.shows("user_view", &[]).await;
+    consumer.stop().await;
+}
+
+/// The writer has seen that the keys are new; the TRUNCATE removes none of them before they are there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_truncate_waits_for_rows_that_another_writer_is_about_to_copy() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let mut users = Users::default();
+    let proxy = Proxy::to(&world.database_address()).await;
+    let url = format!("--consumer-database-url={}", world.consumer_url(&proxy.address.to_string()));
+    proxy.set(Mode::HoldCopy);
+    let rows = users.puts(1..=20).into_iter().map(|event| feed.message(&event).to(0));
+    world.send(&feed.topic, rows.collect()).await;
+    let options = ["--writers=2", "--copy-rows-min=1", &url];
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &options);
+    wait_until("the COPY to be held", SOON, || async {
+        if proxy.holds() { Ok(()) } else { Err(consumer.state()) }
+    })
+    .await;
+    world.send(&feed.topic, vec![feed.message(&users.truncate()).to(1)]).await;
+    world.session_shows("wait_event_type = 'Lock' and query like 'lock table%'").await;
+    proxy.set(Mode::Forward);
+    world.drained(&feed.topic, 2).await;
     world.shows("user_view", &[]).await;
     consumer.stop().await;
 }

@@ -7,6 +7,7 @@ mod harness;
 
 mod check;
 mod commits;
+mod copy;
 mod dead_letters;
 mod deadlocks;
 mod declarations;

@@ -46,6 +46,36 @@ async fn a_consumer_stopped_inside_its_transaction_blocks_nobody_for_long() {
     consumer.stop().await;
 }
 
+/// PostgreSQL waits in COPY for as long as the client takes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_stopped_inside_copy_blocks_nobody_for_long() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let views = user_views(&feed.topic);
+    let mut users = Users::default();
+    let proxy = Proxy::to(&world.database_address()).await;
+    let url = format!("--consumer-database-url={}", world.consumer_url(&proxy.address.to_string()));
+    proxy.set(Mode::HoldCopyData);
+    feed.send(&world, &users.puts(1..=40)).await;
+    let zombie = Process::start(&world, &views, 1, &["--writers=1", "--copy-rows-min=1", &url]);
+    let copies = "state = 'active' and wait_event = 'ClientRead' and query like 'copy %'";
+    world.session_shows(copies).await;
+    zombie.freeze().await;
+
+    let consumer = Consumer::start(&world, &views, &[]);
+    feed.send(&world, &users.puts(35..=50)).await;
+    applied_by_another(&world, &feed, &users).await;
+
+    proxy.set(Mode::Forward);
+    zombie.thaw();
+    zombie.says("cannot go on").await;
+    feed.send(&world, &users.puts(1..=5)).await;
+    world.shows("user_view", &users.as_view()).await;
+    world.drained(&feed.topic, 2).await;
+    world.counts_are_right().await;
+    consumer.stop().await;
+}
+
 /// A process that has applied twenty rows and whose next batch hangs on its way to the database.
 async fn with_a_batch_held(world: &World, feed: &Feed, users: &mut Users) -> (Process, Proxy) {
     let proxy = Proxy::to(&world.database_address()).await;

@@ -163,8 +163,9 @@ fn addresses(world: &World) -> [(&'static str, String); 4] {
 
 /// The flags that lead to this world, unless an option sets them otherwise, and the options.
 fn flags(world: &World, options: &[&str]) -> Vec<String> {
-    let listen = [("consumer-listen", "127.0.0.1:0".to_owned())];
-    let flags = addresses(world).into_iter().chain(listen);
+    // Few rows make a batch here, and some are to be written by COPY, some not.
+    let small = [("consumer-listen", "127.0.0.1:0".to_owned()), ("copy-rows-min", "10".to_owned())];
+    let flags = addresses(world).into_iter().chain(small);
     let flags = flags.map(|(name, value)| (format!("--{name}="), value));
     let ours = flags.filter(|(flag, _)| !options.iter().any(|option| option.starts_with(flag)));
     let ours = ours.map(|(flag, value)| flag + &value);

@@ -17,6 +17,10 @@ pub(crate) enum Mode {
     Refuse,
     /// Bytes from the client wait, beginning with those that contain BEGIN.
     HoldBegin,
+    /// Bytes from the client wait, beginning with a COPY statement.
+    HoldCopy,
+    /// Bytes from the client wait, beginning with the first row of a COPY.
+    HoldCopyData,
     /// The next COMMIT is not forwarded; the connection is cut instead.
     CutBeforeCommit,
     /// The next COMMIT is forwarded and carried out; its reply is lost and the connection cut.
@@ -58,7 +62,7 @@ impl Proxy {
         self.mode.send_replace(mode);
     }
 
-    /// Whether a BEGIN has been held back.
+    /// Whether a BEGIN or a COPY has been held back.
     pub(crate) fn holds(&self) -> bool {
         self.holding.load(Ordering::Relaxed)
     }
@@ -102,6 +106,13 @@ async fn connection(
                     Mode::HoldBegin if contains(bytes, b"BEGIN") => {
                         holding.store(true, Ordering::Relaxed);
                         reached(mode, |mode| mode != Mode::HoldBegin).await;
+                    }
+                    Mode::HoldCopy if bytes.first() == Some(&b'Q') && contains(bytes, b"copy ") => {
+                        holding.store(true, Ordering::Relaxed);
+                        reached(mode, |mode| mode != Mode::HoldCopy).await;
+                    }
+                    Mode::HoldCopyData if bytes.first() == Some(&b'd') => {
+                        reached(mode, |mode| mode != Mode::HoldCopyData).await;
                     }
                     _ => {}
                 }

@@ -285,7 +285,7 @@ async fn postgresql_ends_equal_to_the_source_for_any_history_however_cut() {
     let mut stages = stages(&world, &feed).await;
     let settings = settings(&world, &[]);
     let fetcher = RecordFetcher::new(&settings.kafka);
-    let target = Target::new(&stages.views, Place::published(1), 1000, fetcher);
+    let target = Target::new(&stages.views, Place::published(1), 1000, usize::MAX, fetcher);
     let database = Database::new(&settings.database.consumer_database_url);
     world.audit().await;
     let mut postgres = Postgres::new(database.expect("a url"), target).await;

@@ -39,7 +39,7 @@ pub(crate) enum Outcome {
 }
 
 /// More waits for the server than a batch needs: the last ones find it applied.
-const WAITS_MAX: usize = 9;
+const WAITS_MAX: usize = 13;
 
 impl Postgres {
     pub(crate) async fn new(database: Database, target: Target) -> Self {
@@ -59,6 +59,7 @@ impl Postgres {
     /// Applies a batch, unless the fence holds it back. Now and then the connection or the process ends
     /// at some wait for the server.
     pub(crate) async fn apply(&mut self, batch: &Batch, random: &mut Random) -> Outcome {
+        self.target.copy_rows_min = if random.percent(50) { 1 } else { usize::MAX };
         if random.percent(50) {
             let waits = random.below(WAITS_MAX);
             let attempt = apply::apply(&mut self.connection, &self.target, batch, Care::Sets);

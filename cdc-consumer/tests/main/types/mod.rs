@@ -107,7 +107,7 @@ async fn check_matrices(matrices: &[Matrix], options: &[(&str, &str)]) {
         views.push_str(&declaration(&source, matrix.name));
     }
     source.capture(options).await;
-    let consumer = Consumer::start(&world, &views, &[]);
+    let consumer = Consumer::start(&world, &views, &["--copy-rows-min=1"]);
     let equal = |what: &'static str| {
         wait_until(what, CONNECT_SOON, || async {
             let mut lines = vec![];

@@ -1,0 +1,54 @@
+//! Taking a partition over from an owner that stands still.
+//!
+//! PostgreSQL ends a session whose client is silent inside a transaction, and with it the locks that the next
+//! owner waits for. Inside COPY it does not: reading from the client is a part of that statement, which no
+//! timeout interrupts. So whoever waits for a partition looks for such sessions and ends them.
+
+use sqlx::{PgConnection, Row};
+
+use crate::database::IDLE_IN_TRANSACTION_MAX;
+use crate::fence::{self, FenceError, Wanted};
+use crate::offsets::Progress;
+
+/// [`fence::acquire`], however long a previous owner has been standing still.
+pub(crate) async fn acquire(
+    connection: &mut PgConnection,
+    wanted: &Wanted,
+    owner: &str,
+) -> Result<Progress, FenceError> {
+    loop {
+        match fence::acquire(connection, wanted, owner).await {
+            Err(FenceError::Acquire { partition, source }) if lock_not_available(&source) => {
+                let ended = end_silent_copies(connection).await;
+                let ended = ended.map_err(|source| FenceError::Acquire { partition, source })?;
+                tracing::warn!(
+                    kafka.partition = %wanted.partition,
+                    ended,
+                    "a previous owner still changes rows of this partition, waiting for it"
+                );
+            }
+            other => return other,
+        }
+    }
+}
+
+fn lock_not_available(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() == Some("55P03")
+}
+
+/// Sessions of ours, of whatever process, that have waited for their client in COPY for too long.
+const END_SILENT_COPIES: &str = "
+    select count(pg_terminate_backend(pid))
+    from pg_stat_activity
+    where datname = current_database()
+      and usename = current_user
+      and application_name = current_setting('application_name')
+      and state = 'active'
+      and wait_event = 'ClientRead'
+      and query like 'copy %'
+      and query_start < now() - make_interval(secs => $1)";
+
+async fn end_silent_copies(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+    let query = sqlx::query(END_SILENT_COPIES).bind(IDLE_IN_TRANSACTION_MAX.as_secs_f64());
+    query.fetch_one(connection).await?.try_get(0)
+}
