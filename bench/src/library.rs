@@ -52,7 +52,7 @@ impl Library {
     pub(crate) fn target(&self) -> apply::Target {
         let letters = i64::from(self.settings.limits.dead_letters_max);
         let fetcher = RecordFetcher::new(&self.settings.kafka);
-        let copy_rows_min = self.settings.limits.copy_rows_min;
+        let copy_rows_min = self.settings.limits.copy_rows_min.get();
         let place = Place::published(self.generation);
         apply::Target::new(&self.views, place, letters, copy_rows_min, fetcher)
     }

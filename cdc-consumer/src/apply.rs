@@ -82,7 +82,7 @@ pub struct Target {
     pub specs: Vec<ViewSpec>,
     pub place: Place,
     pub dead_letters_max: i64,
-    /// Fewer rows of a view than this in a batch are not worth the round trips of COPY.
+    /// Fewer inserts into a view than this in a batch are not worth the round trips of COPY.
     pub copy_rows_min: usize,
     pub fetcher: RecordFetcher,
 }

@@ -122,10 +122,10 @@ pub struct LimitSettings {
     #[arg(long, env = "CONSUMER_BATCH_BYTES_MAX", default_value = "2000000")]
     pub batch_bytes_max: NonZeroUsize,
 
-    /// From this many rows of a view in a batch on, those of new keys are written by COPY: less
+    /// From this many inserts into a view in a batch on, rows of new keys are written by COPY: less
     /// write-ahead log, three more round trips
     #[arg(long, env = "CONSUMER_COPY_ROWS_MIN", default_value = "100")]
-    pub copy_rows_min: usize,
+    pub copy_rows_min: NonZeroUsize,
 
     /// Records fetched ahead, in KiB
     #[arg(long, env = "CONSUMER_PREFETCH_KIB", default_value = "4096")]

@@ -16,7 +16,7 @@ const CHUNK: usize = 64 * 1024;
 pub(crate) struct Copied {
     /// Rows inserted.
     pub(crate) rows: u64,
-    /// Entries that were left, in their order: their key is known.
+    /// Entries that were left: their key is known.
     pub(crate) rest: Vec<Entry>,
 }
 

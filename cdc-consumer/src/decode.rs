@@ -328,6 +328,7 @@ impl Decoder {
             action,
             position,
             source_time_micros: envelope.source_time_micros,
+            begins: matches!(envelope.operation, Operation::Create | Operation::Read),
             ..Entry::at(claim, record.offset)
         };
         Ok(wire::split(key).map_err(RecordError::from).and_then(|key| {

@@ -28,6 +28,8 @@ pub struct Entry {
     pub claim: usize,
     pub offset: i64,
     pub source_time_micros: i64,
+    /// The batch holds an insert or a snapshot's read of the row: most likely its key is new to the view.
+    pub begins: bool,
 }
 
 impl Entry {
@@ -40,6 +42,7 @@ impl Entry {
             claim,
             offset,
             source_time_micros: 0,
+            begins: false,
         }
     }
 }
@@ -209,6 +212,7 @@ impl ViewBatch {
         if entry.action == Action::Upsert && older.action == Action::Upsert {
             rows.inherit(entry.row, older.row);
         }
+        entry.begins |= older.begins;
         *older = entry;
         self.counts.folded += 1;
         Ok(Folded::Replaced)
@@ -287,6 +291,22 @@ mod tests {
             2,
             0,
         );
+    }
+
+    #[test]
+    fn a_row_begins_with_its_batch_whatever_follows_the_insert() {
+        let begins = |first: bool, then: bool| {
+            let mut view = ViewBatch::new(1, 1);
+            for (offset, begins) in (0..).zip([first, then]) {
+                let entry = Entry { begins, ..Entry::at(0, offset) };
+                let key = |row: &mut RowWriter<'_>| row.cell(0, |_| Ok::<_, ()>(Cell::Text));
+                view.add(entry, key).expect("infallible");
+            }
+            view.entries().iter().map(|entry| entry.begins).collect::<Vec<_>>()
+        };
+        assert_eq!(begins(true, false), [true]);
+        assert_eq!(begins(false, true), [true]);
+        assert_eq!(begins(false, false), [false]);
     }
 
     #[test]

@@ -181,7 +181,7 @@ async fn prepare(
 
     let dead_letters_max = i64::from(settings.limits.dead_letters_max);
     let fetcher = RecordFetcher::new(&settings.kafka);
-    let copy_rows_min = settings.limits.copy_rows_min;
+    let copy_rows_min = settings.limits.copy_rows_min.get();
     let target = Target::new(&views, place, dead_letters_max, copy_rows_min, fetcher);
     let target = Arc::new(target);
     let (report, reports) = mpsc::channel();

@@ -259,8 +259,8 @@ impl<'a> ViewWork<'a> {
     }
 }
 
-/// Writes complete rows whose keys nobody else writes meanwhile: from `copy_rows_min` on, those of new keys by
-/// COPY. Returns how many were inserted or updated.
+/// Writes complete rows whose keys nobody else writes meanwhile. Where at least `copy_rows_min` of them begin
+/// with this batch, those of new keys go by COPY. Returns how many were inserted or updated.
 pub async fn put(
     connection: &mut PgConnection,
     statements: &Statements,
@@ -270,10 +270,11 @@ pub async fn put(
 ) -> Result<u64, sqlx::Error> {
     let (mut rows, mut rest) = (0, Cow::from(entries));
     if let Some(copy) = &statements.copy
-        && entries.len() >= copy_rows_min
+        && entries.iter().filter(|entry| entry.begins).count() >= copy_rows_min
     {
-        let copied = copy::new_rows(connection, copy, view, entries).await?;
-        (rows, rest) = (copied.rows, copied.rest.into());
+        let (new, known): (Vec<_>, Vec<_>) = entries.iter().partition(|entry| entry.begins);
+        let copied = copy::new_rows(connection, copy, view, &new).await?;
+        (rows, rest) = (copied.rows, [known, copied.rest].concat().into());
     }
     if rest.is_empty() {
         return Ok(rows);

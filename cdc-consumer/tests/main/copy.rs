@@ -67,10 +67,20 @@ async fn rows_of_new_keys_are_copied_once_there_are_enough_of_them() {
     assert_eq!(inserted(&world).await, "20 by COPY, 10 otherwise");
     world.counts_are_right().await;
     assert_eq!(consumer.stop().await.applied, 30);
+
+    // A snapshot reads what is there, and what is new besides.
+    let read = users.snapshot();
+    let both = read.into_iter().zip(users.puts(31..=60)).flat_map(|(one, other)| [one, other]);
+    feed.send(&world, &both.collect::<Vec<_>>()).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), ALWAYS);
+    world.drained(&feed.topic, 1).await;
+    world.shows("user_view", &users.as_view()).await;
+    assert_eq!(inserted(&world).await, "50 by COPY, 10 otherwise");
+    consumer.stop().await;
     let stamped =
         "select count(*) from user_view where now() - last_processed_at < interval '5 min'
         and last_processed_at <= now()";
-    assert_eq!(world.text(stamped).await, "30");
+    assert_eq!(world.text(stamped).await, "60");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
