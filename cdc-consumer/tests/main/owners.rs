@@ -13,6 +13,16 @@ async fn applied_by_another(world: &World, feed: &Feed, users: &Users) {
     world.drained(&feed.topic, 2).await;
 }
 
+/// A process whose partitions another has taken meanwhile gives up what it was about, and goes on.
+async fn wakes_up(zombie: &Process, world: &World, feed: &Feed, users: &mut Users) {
+    zombie.thaw();
+    zombie.says("cannot go on").await;
+    feed.send(world, &users.puts(1..=5)).await;
+    world.shows("user_view", &users.as_view()).await;
+    world.drained(&feed.topic, 2).await;
+    world.counts_are_right().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_consumer_stopped_inside_its_transaction_blocks_nobody_for_long() {
     let world = World::new().await;
@@ -37,12 +47,7 @@ async fn a_consumer_stopped_inside_its_transaction_blocks_nobody_for_long() {
     feed.send(&world, &users.puts(15..=30)).await;
     applied_by_another(&world, &feed, &users).await;
 
-    zombie.thaw();
-    zombie.says("cannot go on").await;
-    feed.send(&world, &users.puts(1..=5)).await;
-    world.shows("user_view", &users.as_view()).await;
-    world.drained(&feed.topic, 2).await;
-    world.counts_are_right().await;
+    wakes_up(&zombie, &world, &feed, &mut users).await;
     consumer.stop().await;
 }
 
@@ -67,12 +72,7 @@ async fn a_consumer_stopped_inside_copy_blocks_nobody_for_long() {
     applied_by_another(&world, &feed, &users).await;
 
     proxy.set(Mode::Forward);
-    zombie.thaw();
-    zombie.says("cannot go on").await;
-    feed.send(&world, &users.puts(1..=5)).await;
-    world.shows("user_view", &users.as_view()).await;
-    world.drained(&feed.topic, 2).await;
-    world.counts_are_right().await;
+    wakes_up(&zombie, &world, &feed, &mut users).await;
     consumer.stop().await;
 }
 
