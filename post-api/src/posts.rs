@@ -148,11 +148,14 @@ pub(crate) fn reads(pool: &PgPool) -> Reads {
 }
 
 /// The sub-select hides how many ids there are. The server would make a plan for each list otherwise,
-/// which takes longer than reading one row.
+/// which takes longer than reading one row. It also hides from sqlx,
+/// which reads the plan, that the columns of `posts` are never null.
 async fn find(pool: &PgPool, ids: &[i64]) -> Result<Vec<Post>, sqlx::Error> {
     let rows = sqlx::query_as!(
         PostRow,
-        r#"select p.id, p.title, p.content, p.author_id, p.created_at, p.updated_at, p.version,
+        r#"select p.id as "id!", p.title as "title!", p.content as "content!",
+             p.author_id as "author_id!", p.created_at as "created_at!",
+             p.updated_at as "updated_at!", p.version as "version!",
              u.user_id as "user_id?", u.name as "name?", u.email as "email?",
              u.department as "department?", u.status as "status?"
          from posts as p
