@@ -11,7 +11,7 @@ async fn check(lost: Mode) {
     let world = World::new().await;
     let proxy = Proxy::to(&world.database_address()).await;
     let feed = user_feed(&world, 1).await;
-    let url = format!("--consumer-database-url={}", world.consumer_url(&proxy.address.to_string()));
+    let url = proxy.database_flag(&world);
     let consumer = Consumer::start(&world, &user_views(&feed.topic), &[&url]);
     let mut users = Users::default();
     feed.send(&world, &users.puts(1..=20)).await;
@@ -50,7 +50,7 @@ async fn a_database_that_is_away_is_waited_for() {
     let world = World::new().await;
     let proxy = Proxy::to(&world.database_address()).await;
     let feed = user_feed(&world, 2).await;
-    let url = format!("--consumer-database-url={}", world.consumer_url(&proxy.address.to_string()));
+    let url = proxy.database_flag(&world);
     let consumer = Consumer::start(&world, &user_views(&feed.topic), &[&url]);
     let mut users = Users::default();
     feed.send(&world, &users.puts(1..=20)).await;

@@ -213,16 +213,13 @@ async fn a_truncate_waits_for_rows_that_another_writer_is_about_to_copy() {
     let feed = user_feed(&world, 2).await;
     let mut users = Users::default();
     let proxy = Proxy::to(&world.database_address()).await;
-    let url = format!("--consumer-database-url={}", world.consumer_url(&proxy.address.to_string()));
+    let url = proxy.database_flag(&world);
     proxy.set(Mode::HoldCopy);
     let rows = users.puts(1..=20).into_iter().map(|event| feed.message(&event).to(0));
     world.send(&feed.topic, rows.collect()).await;
     let options = ["--writers=2", "--copy-rows-min=1", &url];
     let consumer = Consumer::start(&world, &user_views(&feed.topic), &options);
-    wait_until("the COPY to be held", SOON, || async {
-        if proxy.holds() { Ok(()) } else { Err(consumer.state()) }
-    })
-    .await;
+    proxy.held().await;
     world.send(&feed.topic, vec![feed.message(&users.truncate()).to(1)]).await;
     world.session_shows("wait_event_type = 'Lock' and query like 'lock table%'").await;
     proxy.set(Mode::Forward);

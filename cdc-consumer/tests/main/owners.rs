@@ -59,7 +59,7 @@ async fn a_consumer_stopped_inside_copy_blocks_nobody_for_long() {
     let views = user_views(&feed.topic);
     let mut users = Users::default();
     let proxy = Proxy::to(&world.database_address()).await;
-    let url = format!("--consumer-database-url={}", world.consumer_url(&proxy.address.to_string()));
+    let url = proxy.database_flag(&world);
     proxy.set(Mode::HoldCopyData);
     feed.send(&world, &users.puts(1..=40)).await;
     let zombie = Process::start(&world, &views, 1, &["--writers=1", "--copy-rows-min=1", &url]);
@@ -79,17 +79,14 @@ async fn a_consumer_stopped_inside_copy_blocks_nobody_for_long() {
 /// A process that has applied twenty rows and whose next batch hangs on its way to the database.
 async fn with_a_batch_held(world: &World, feed: &Feed, users: &mut Users) -> (Process, Proxy) {
     let proxy = Proxy::to(&world.database_address()).await;
-    let url = format!("--consumer-database-url={}", world.consumer_url(&proxy.address.to_string()));
+    let url = proxy.database_flag(world);
     let options = ["--writers=1", &url];
     let process = Process::start(world, &user_views(&feed.topic), 1, &options);
     feed.send(world, &users.puts(1..=20)).await;
     world.drained(&feed.topic, 2).await;
     proxy.set(Mode::HoldBegin);
     feed.send(world, &users.puts(1..=20)).await;
-    wait_until("the batch to be held", SOON, || async {
-        if proxy.holds() { Ok(()) } else { Err("nothing arrived".to_owned()) }
-    })
-    .await;
+    proxy.held().await;
     (process, proxy)
 }
 

@@ -9,6 +9,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use super::{SOON, World, wait_until};
+
 /// What the proxy does with connections, new ones and those there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -62,9 +64,21 @@ impl Proxy {
         self.mode.send_replace(mode);
     }
 
-    /// Whether a BEGIN or a COPY has been held back.
-    pub(crate) fn holds(&self) -> bool {
-        self.holding.load(Ordering::Relaxed)
+    /// The flag that leads a consumer to this world's database through this proxy.
+    pub(crate) fn database_flag(&self, world: &World) -> String {
+        format!("--consumer-database-url={}", world.consumer_url(&self.address.to_string()))
+    }
+
+    /// Waits until a BEGIN or a COPY has been held back.
+    pub(crate) async fn held(&self) {
+        wait_until("something to be held back", SOON, || async {
+            if self.holding.load(Ordering::Relaxed) {
+                Ok(())
+            } else {
+                Err("nothing arrived".to_owned())
+            }
+        })
+        .await;
     }
 
     pub(crate) fn mode(&self) -> Mode {
