@@ -77,10 +77,7 @@ pub(crate) fn partial(table: &Table, kept: &[usize]) -> String {
          returning s.{ROW}) \
          select s.{ROW}, exists (select from done where done.{ROW} = s.{ROW}) as applied, \
          exists (select from {table} t where {same_row} {ROW_BY_ROW}) \
-         or exists (select from {deleted} d where {same_deleted} \
-         and (d.{SOURCE_EPOCH}, d.{SOURCE_LSN}) > (s.{SOURCE_EPOCH}, s.{SOURCE_LSN})) \
-         or exists (select from cdc_floor f where f.view_name = {view} \
-         and (f.{SOURCE_EPOCH}, f.{SOURCE_LSN}) > (s.{SOURCE_EPOCH}, s.{SOURCE_LSN})) as known \
+         or not ({not_deleted}) as known \
          from s",
         stamp = stamp(table),
         input = input(table, &written.columns),
@@ -88,9 +85,7 @@ pub(crate) fn partial(table: &Table, kept: &[usize]) -> String {
         set = assignments(&written.updated, "s"),
         found = key_looked_up(table, "t", "s"),
         same_row = key_equal(table, "t", "s"),
-        deleted = deleted_table(table),
-        same_deleted = key_equal(table, "d", "s"),
-        view = literal(&table.name),
+        not_deleted = not_deleted(table),
     )
 }
 
