@@ -1,18 +1,30 @@
 //! Generations of views, and the thin views in `public` that readers see.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::num::ParseIntError;
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection};
 
 use crate::MigrateError;
 use crate::bootstrap::execute;
 
-/// Longest wait for readers of a thin view before the swap gives up, so that it never queues new
-/// readers behind one long query for longer than this.
+/// Longest wait for a lock of what precedes the swap in its transaction.
 const LOCK_TIMEOUT: &str = "5s";
+
+/// Longest wait for readers in one attempt at a swap, all thin views together: new readers queue behind
+/// it. With the second wait of a view that is dropped and made again it stays below `deadlock_timeout`
+/// (1 s): of a reader who holds one view and waits for another, and the swap that waits for him,
+/// `PostgreSQL` would end either.
+const ATTEMPT_MAX: Duration = Duration::from_millis(400);
+
+/// From the first attempt at a swap until it gives up. Between two attempts waiting readers go on.
+const SWAP_MAX: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// `lock_not_available`
+const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 /// `invalid_table_definition`: columns were dropped, renamed or retyped, which `create or replace
 /// view` cannot do.
@@ -165,28 +177,71 @@ pub(crate) async fn publish<E: From<MigrateError>>(
         .await
         .map_err(failed)?;
     before(&mut tx).await?;
-    let view_count = point(&mut tx, generation).await?;
+    let view_count = swap(&mut tx, generation).await?;
     tx.commit().await.map_err(failed)?;
     tracing::info!(%generation, view_count, "views published");
     Ok(())
 }
 
+/// Points the thin views at the generation as soon as their readers let it. Returns how many there are.
+async fn swap(tx: &mut PgConnection, generation: Generation) -> Result<usize, MigrateError> {
+    let failed = |source| MigrateError::Generation { generation, source };
+    let deadline = Instant::now() + SWAP_MAX;
+    loop {
+        let mut attempt = tx.begin().await.map_err(failed)?;
+        let (view, source) = match point(&mut attempt, generation).await {
+            Ok(view_count) => {
+                attempt.commit().await.map_err(failed)?;
+                return Ok(view_count);
+            }
+            Err(MigrateError::Publish { view, source, .. })
+                if code(&source).as_deref() == Some(LOCK_NOT_AVAILABLE) =>
+            {
+                (view, source)
+            }
+            Err(error) => return Err(error),
+        };
+        attempt.rollback().await.map_err(failed)?;
+        if Instant::now() >= deadline {
+            let sessions = sessions_that_hold(tx, &view).await.map_err(failed)?;
+            return Err(MigrateError::BeingRead { generation, view, sessions, source });
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// The sessions whose transactions use a view, as text.
+async fn sessions_that_hold(tx: &mut PgConnection, view: &str) -> Result<String, sqlx::Error> {
+    let sql = "select coalesce(string_agg(distinct pid::text, ', '), 'none any more')
+         from pg_locks
+         where locktype = 'relation' and granted and pid <> pg_backend_pid()
+             and database = (select oid from pg_database where datname = current_database())
+             and relation = to_regclass('public.' || $1)";
+    sqlx::query_scalar(sql).bind(view).fetch_one(tx).await
+}
+
 /// Returns how many views readers see now.
 async fn point(tx: &mut PgConnection, generation: Generation) -> Result<usize, MigrateError> {
     let failed = |source| MigrateError::Generation { generation, source };
+    let of = |view: &str| {
+        let view = view.to_owned();
+        move |source| MigrateError::Publish { generation, view, source }
+    };
     let published = published(tx, generation).await.map_err(failed)?;
     if published.is_empty() {
         return Err(MigrateError::NoGeneration { generation });
     }
+    let withdrawn = withdrawn(tx, &published).await.map_err(failed)?;
+    let view_count = u32::try_from(published.len() + withdrawn.len()).unwrap_or(u32::MAX);
+    // Zero would mean without end.
+    let share = (ATTEMPT_MAX / view_count).as_millis().max(1);
+    execute(tx, format!("set local lock_timeout to '{share}ms'")).await.map_err(failed)?;
     for view in &published {
-        replace(tx, generation, view).await.map_err(|source| MigrateError::Publish {
-            generation,
-            view: view.name.clone(),
-            source,
-        })?;
+        replace(tx, generation, view).await.map_err(of(&view.name))?;
     }
-    let names = published.iter().map(|view| view.name.as_str()).collect();
-    withdraw(tx, &names).await.map_err(failed)?;
+    for name in withdrawn {
+        execute(tx, format!("drop view public.{name}")).await.map_err(of(&name))?;
+    }
     sqlx::query(
         "insert into public.cdc_generation (current)
          values ($1)
@@ -270,23 +325,23 @@ async fn replace(
     execute(db, finish).await
 }
 
-/// Drops the thin views of earlier generations that this one no longer has.
-async fn withdraw(db: &mut PgConnection, kept: &BTreeSet<&str>) -> Result<(), sqlx::Error> {
-    let present: Vec<String> = sqlx::query_scalar(
+/// The thin views of earlier generations that this one no longer has.
+async fn withdrawn(
+    db: &mut PgConnection,
+    published: &[Published],
+) -> Result<Vec<String>, sqlx::Error> {
+    let kept: Vec<&str> = published.iter().map(|view| view.name.as_str()).collect();
+    sqlx::query_scalar(
         "select quote_ident(relname)
          from pg_class
          where relnamespace = 'public'::regnamespace
              and relkind = 'v'
-             and obj_description(oid, 'pg_class') like 'thin view: %'",
+             and obj_description(oid, 'pg_class') like 'thin view: %'
+             and quote_ident(relname) <> all ($1)",
     )
-    .fetch_all(&mut *db)
-    .await?;
-    for name in present {
-        if !kept.contains(name.as_str()) {
-            execute(db, format!("drop view public.{name}")).await?;
-        }
-    }
-    Ok(())
+    .bind(kept)
+    .fetch_all(db)
+    .await
 }
 
 fn code(error: &sqlx::Error) -> Option<std::borrow::Cow<'_, str>> {

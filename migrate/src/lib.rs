@@ -208,6 +208,21 @@ pub enum MigrateError {
         /// The server's complaint.
         source: sqlx::Error,
     },
+    /// Readers did not let a thin view be replaced.
+    #[error(
+        "transactions that read view {view:?} did not let it be replaced; their sessions \
+         (pg_stat_activity.pid): {sessions}. Nothing was changed; say it again when they are done"
+    )]
+    BeingRead {
+        /// The generation's number.
+        generation: Generation,
+        /// The view's name.
+        view: String,
+        /// The process ids of those who read it.
+        sessions: String,
+        /// The server's complaint.
+        source: sqlx::Error,
+    },
     /// The generation to publish has no schema.
     #[error("there is no generation {generation}")]
     NoGeneration {

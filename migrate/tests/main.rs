@@ -206,6 +206,21 @@ async fn nothing_is_published_when_what_comes_before_fails() {
 }
 
 #[tokio::test]
+async fn a_swap_that_a_reader_never_lets_through_names_his_session() {
+    let fresh = post_database().await;
+    views(&fresh.url(), generation(2)).await.unwrap();
+    let mut reader = PgConnection::connect(&fresh.url_as("post_api")).await.unwrap();
+    let session = text(&mut reader, "select pg_backend_pid()::text").await;
+    run(&mut reader, "begin; select * from post_view").await;
+    let refused = publish(&fresh.url(), generation(2)).await.unwrap_err().to_string();
+    assert!(refused.contains("view \"post_view\"") && refused.contains(&session), "{refused}");
+    assert_eq!(current_generation(&fresh.url()).await.unwrap(), Some(Generation::FIRST));
+    run(&mut reader, "commit").await;
+    publish(&fresh.url(), generation(2)).await.unwrap();
+    fresh.drop().await;
+}
+
+#[tokio::test]
 async fn only_a_generation_that_nobody_sees_can_be_dropped() {
     let fresh = post_database().await;
     let (first, second) = (Generation::FIRST, generation(2));

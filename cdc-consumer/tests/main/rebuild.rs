@@ -222,3 +222,29 @@ async fn the_old_views_stand_still_until_the_new_ones_show_as_much() {
     world.sql("update cdc_offset set next_offset = next_offset - 1").await;
     rebuild(&world, &feed, &[]).await.expect("now it can");
 }
+
+/// A deadlock, if the swap waited long enough for PostgreSQL to look for one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_who_comes_to_a_view_that_the_swap_holds_is_not_ended() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    feed.send(&world, &users.puts(1..=5)).await;
+    let mut reader = world.db().await;
+    let mut read = async |sql| sqlx::raw_sql(sql).execute(&mut reader).await;
+    read("begin; select * from public.user_view").await.expect("a view");
+    let goes_on = async {
+        wait_until("the swap to wait for the reader", SOON, || async {
+            let waiting = "select count(*) from pg_locks
+                where not granted and relation = 'public.user_view'::regclass";
+            if world.text(waiting).await == "0" { Err("it does not".to_owned()) } else { Ok(()) }
+        })
+        .await;
+        // The swap took it before the other one.
+        let read = read("select * from public.department_stats; commit").await;
+        read.expect("views are readable throughout");
+    };
+    let (built, ()) = tokio::join!(rebuild(&world, &feed, &[]), goes_on);
+    built.expect("a rebuild");
+    world.shows("public.user_view", &users.as_view()).await;
+}
