@@ -14,6 +14,7 @@ use crate::group::Rebalance;
 use crate::metrics;
 use crate::offsets::{Partition, Progress};
 use crate::pipeline::SessionError;
+use crate::recovery::{self, Recovery};
 use crate::session::{Owned, Session};
 use crate::source::{self, BrokerOffsets, GroupConsumer, SourceError};
 use crate::takeover;
@@ -101,6 +102,8 @@ impl Session {
             same_tables(connection, place.generation, views).await
         }));
         match asked {
+            // Their generation was dropped, tables, offsets and all.
+            Ok(Err(error)) if recovery::of_session(&error) == Recovery::Restart => Err(error),
             Ok(Err(SessionError::Fence(_) | SessionError::Catalog(_))) | Err(_) => {
                 *control = None;
                 Ok(())
