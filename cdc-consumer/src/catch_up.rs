@@ -8,7 +8,7 @@ use rdkafka::consumer::BaseConsumer;
 use sqlx::{PgConnection, Row};
 
 use crate::config::KafkaSettings;
-use crate::database::{Database, Place, schema_of};
+use crate::database::{Database, Generation, Place, schema_of};
 use crate::offsets::Partition;
 use crate::source;
 
@@ -21,10 +21,14 @@ pub(crate) struct Look {
     pub(crate) ends: Offsets,
     /// How far the new generation was built.
     pub(crate) built: Offsets,
+    /// The generation that readers see.
+    pub(crate) published: Generation,
     /// Rows that the newest snapshot did not mention are gone from the views that readers see, and not yet
     /// from the new ones.
     pub(crate) unswept: bool,
 }
+
+const PUBLISHED: &str = "select current from public.cdc_generation";
 
 /// Partitions that were not built up to these offsets, and how much is left.
 pub(crate) fn behind<'w>(built: &Offsets, wanted: &'w Offsets) -> Vec<(&'w Partition, i64)> {
@@ -64,8 +68,10 @@ impl Observer {
         let ends = self.bounds().await?;
         let ends = ends.into_iter().map(|(partition, (_, end))| (partition, end)).collect();
         let built = self.built().await?;
-        let unswept = self.unswept().await?;
-        Ok(Look { ends, built, unswept })
+        let published = self.published().await?;
+        // Somebody who published another may have dropped the one that this asks.
+        let unswept = published == self.place.published && self.unswept().await?;
+        Ok(Look { ends, built, published, unswept })
     }
 
     /// Fails where a log does not reach back to what was built: rows that did not change since would be
@@ -109,6 +115,12 @@ impl Observer {
         offsets(&rows.context("could not read how far the new views are")?)
     }
 
+    async fn published(&mut self) -> anyhow::Result<Generation> {
+        let read = sqlx::query_scalar(PUBLISHED).fetch_one(self.connected().await?);
+        let published = read.await.inspect_err(|_| self.connection = None);
+        published.context("could not read which views readers see")
+    }
+
     async fn unswept(&mut self) -> anyhow::Result<bool> {
         let (new, old) = (schema_of(self.place.generation), schema_of(self.place.published));
         let sql = format!(
@@ -138,8 +150,24 @@ pub(crate) async fn hold(
     topics: &[String],
 ) -> anyhow::Result<Offsets> {
     let sql = format!("{} for update", offsets_sql(place.published));
-    let rows = sqlx::query(&sql).bind(topics).fetch_all(tx).await;
-    offsets(&rows.context("could not hold the views that readers see where they are")?)
+    let rows = sqlx::query(&sql).bind(topics).fetch_all(&mut *tx).await;
+    let rows = rows.context("could not hold the views that readers see where they are")?;
+    let published = sqlx::query_scalar(PUBLISHED).fetch_one(tx);
+    replaces(place, published.await.context("could not read which views readers see")?)?;
+    offsets(&rows)
+}
+
+/// Fails when readers no longer see the generation that was to be replaced: what was built is compared with
+/// that one, and theirs may show more.
+pub(crate) fn replaces(place: Place, published: Generation) -> anyhow::Result<()> {
+    ensure!(
+        published == place.published,
+        "readers see generation {published} by now, published by somebody else, not {}; this command changed \
+         nothing of that. Say it again if generation {} is wanted all the same",
+        place.published,
+        place.generation
+    );
+    Ok(())
 }
 
 /// Open dead letters: of the new generation, and of the one that readers see.

@@ -76,7 +76,7 @@ pub async fn rebuild(
     tracing::info!(generation = %new, before = %old, "building the views");
     let mut builder = Builder::start(run_settings(settings, &kafka), &specs, place);
     let filled = tokio::select! {
-        () = fill(&mut observer) => Ok(()),
+        filled = fill(&mut observer, place) => filled,
         error = builder.failure() => Err(error),
         () = shutdown.cancelled() => Err(anyhow!(
             "stopped before the views were built; readers see generation {old}, and the same command \
@@ -172,13 +172,14 @@ impl Builder {
 }
 
 /// Returns when the new views have caught up with the logs. What cannot be asked now is asked again.
-async fn fill(observer: &mut Observer) {
+async fn fill(observer: &mut Observer, place: Place) -> anyhow::Result<()> {
     let mut progress = Progress::new();
     let mut since = Instant::now();
     let mut wanted: Option<Offsets> = None;
     loop {
         match observer.look().await {
             Ok(look) => {
+                catch_up::replaces(place, look.published)?;
                 progress.show(&look);
                 let target = wanted.get_or_insert_with(|| {
                     since = Instant::now();
@@ -186,7 +187,8 @@ async fn fill(observer: &mut Observer) {
                 });
                 if reached(&look.built, target) && !look.unswept {
                     if since.elapsed() < MOMENT {
-                        return progress.bar.finish_and_clear();
+                        progress.bar.finish_and_clear();
+                        return Ok(());
                     }
                     wanted = None;
                 }

@@ -268,3 +268,29 @@ async fn a_reader_who_comes_to_a_view_that_the_swap_holds_is_not_ended() {
     built.expect("a rebuild");
     world.shows("public.user_view", &users.as_view()).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebuild_whose_views_somebody_else_publishes_ends_and_says_so() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    feed.send(&world, &Users::default().puts(1..=5)).await;
+    let generation = migrate::Generation::new(2).expect("a number");
+    migrate::views(&world.admin_url(), generation).await.expect("a second generation");
+    // It cannot own a partition, so it waits.
+    let mut other = world.db().await;
+    let lock = "begin; lock table views_2.cdc_offset in exclusive mode";
+    sqlx::raw_sql(lock).execute(&mut other).await.expect("a lock");
+    let publish = async {
+        wait_until("the rebuild to wait", SOON, || async {
+            let waiting = "select count(*) from pg_locks
+                where not granted and relation = 'views_2.cdc_offset'::regclass";
+            if world.text(waiting).await == "0" { Err("it does not".to_owned()) } else { Ok(()) }
+        })
+        .await;
+        migrate::publish(&world.admin_url(), generation).await.expect("the second generation");
+        sqlx::raw_sql("rollback").execute(&mut other).await.expect("it can go on");
+    };
+    let (built, ()) = tokio::join!(rebuild(&world, &feed, &["--generation=2"]), publish);
+    let refused = built.expect_err("it is published already").to_string();
+    assert!(refused.contains("readers see generation 2 by now"), "{refused}");
+}
