@@ -47,12 +47,15 @@ pub(crate) async fn run(cli: &Cli, seed: u64, schedule: &[Injection]) -> anyhow:
     let field = Arc::new(Field::new(stack, history.clone()).await?);
     nothing_is_wrong_before(&field).await?;
     field.take_over_consumers().await?;
-    let outcome = play(cli, seed, schedule, &field).await;
+    let played = play(cli, seed, schedule, &field).await;
     // Whatever happened: the system is left as it was found.
     field.heal().await?;
-    let played = outcome?;
-    let report = judge(cli, seed, &field, played).await?;
+    let report = match played {
+        Ok(played) => judge(cli, seed, &field, played).await,
+        Err(error) => Err(error),
+    };
     field.give_back_consumers().await?;
+    let report = report?;
     let whole = serde_json::to_value(&report)?;
     history.write("end", &whole);
     Ok(report)
@@ -92,7 +95,7 @@ async fn play(
     };
     let run = format!("{:08x}", rand::random::<u32>());
     let (users, posts) = (sources.users.clone(), sources.posts.clone());
-    let marker = Marker::create(users, posts, field.post_db.clone(), &field.views, &run).await?;
+    let marker = Marker::create(users, posts, field.post_db.clone(), &run).await?;
     let marker = Arc::new(marker);
     let first = tokio::time::timeout(READY_DEADLINE, visible_in(&marker)).await;
     let first = first.context("a first change did not become visible; ./dev status says more")?;
