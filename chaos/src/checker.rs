@@ -37,7 +37,6 @@ pub(crate) async fn wait_equal(field: &Field, deadline: Duration) -> Result<Dura
 
 /// What the views show that the source tables do not say, and the other way round.
 pub(crate) async fn differences(field: &Field) -> Result<Vec<String>, sqlx::Error> {
-    let views = &field.views;
     let user_columns = "name, email, department, status, created_at, updated_at, version";
     let pairs = [
         ("user_view", &field.user_db, "users", "id", "user_id", user_columns),
@@ -49,11 +48,11 @@ pub(crate) async fn differences(field: &Field) -> Result<Vec<String>, sqlx::Erro
             format!("select {key}, jsonb_build_array({columns})::text from {table}")
         };
         let source = rows(source_db, query(source_key, &format!("public.{table}"))).await?;
-        let shown = rows(&field.post_db, query(view_key, &format!("{views}.{view}"))).await?;
+        let shown = rows(&field.post_db, query(view_key, &format!("public.{view}"))).await?;
         found.extend(difference(view, &source, &shown));
     }
     let mut db = field.post_db.acquire().await?;
-    found.extend(wrong_counts(&mut db, views).await?);
+    found.extend(wrong_counts(&mut db).await?);
     found.extend(compare_counts(field).await?);
     Ok(found)
 }
@@ -63,14 +62,11 @@ async fn compare_counts(field: &Field) -> Result<Vec<String>, sqlx::Error> {
     let source = "select department, count(*), count(*) filter (where status = 'ACTIVE')
          from users
          group by department";
-    let shown = format!(
-        "select department, user_count, active_count from {}.department_stats",
-        field.views
-    );
+    let shown = "select department, user_count, active_count from public.department_stats";
     let mut source: Vec<(String, i64, i64)> =
         sqlx::query_as(source).fetch_all(&field.user_db).await?;
     let mut shown: Vec<(String, i64, i64)> =
-        sqlx::query_as(&shown).fetch_all(&field.post_db).await?;
+        sqlx::query_as(shown).fetch_all(&field.post_db).await?;
     source.sort();
     shown.sort();
     let text = || format!("department_stats is {shown:?}, users say {source:?}");
@@ -86,8 +82,8 @@ async fn rows(db: &PgPool, query: String) -> Result<Rows, sqlx::Error> {
 pub(crate) async fn dead_letters(field: &Field) -> Result<Vec<String>, sqlx::Error> {
     let query = format!(
         "select format('%s of %s-%s at %s: %s', reason, topic, partition, record_offset, error)
-         from {}.cdc_dead_letter",
-        field.views
+         from views_{}.cdc_dead_letter",
+        field.generation().await?
     );
     sqlx::query_scalar(&query).fetch_all(&field.post_db).await
 }

@@ -61,6 +61,8 @@ pub(crate) enum Kind {
     JoinAndLeave,
     /// Connect is told to restart a connector's task.
     RestartTask,
+    /// `cdc-consumer rebuild` under the running consumers, and the generation before dropped.
+    Rebuild,
 }
 
 impl Kind {
@@ -76,6 +78,7 @@ impl Kind {
             Self::ResetOffsets,
             Self::JoinAndLeave,
             Self::RestartTask,
+            Self::Rebuild,
         ];
         processes.chain(others).collect()
     }
@@ -91,7 +94,8 @@ impl Kind {
             | Self::SlowDatabase
             | Self::LoseCommitReply
             | Self::ResetOffsets
-            | Self::JoinAndLeave => Server::Consumer,
+            | Self::JoinAndLeave
+            | Self::Rebuild => Server::Consumer,
         }
     }
 
@@ -106,6 +110,8 @@ impl Kind {
             Self::CutDatabase => 1000..=6000,
             // At most; it ends with the first commit.
             Self::LoseCommitReply => 5000..=5000,
+            // About; it ends when the new views are there. Others may come meanwhile.
+            Self::Rebuild => 3000..=8000,
             Self::JoinAndLeave => 5000..=8000,
             Self::Restart(_) | Self::EndSessions | Self::ResetOffsets | Self::RestartTask => 0..=0,
         }
@@ -126,6 +132,7 @@ impl fmt::Display for Kind {
             Self::ResetOffsets => "reset-offsets".to_owned(),
             Self::JoinAndLeave => "join-and-leave".to_owned(),
             Self::RestartTask => "restart-task".to_owned(),
+            Self::Rebuild => "rebuild".to_owned(),
         };
         f.pad(&text)
     }
@@ -160,6 +167,8 @@ pub(crate) enum Target {
         percent: u8,
     },
     Connector(&'static str),
+    /// All of them.
+    Views,
 }
 
 impl Target {
@@ -191,6 +200,7 @@ impl Target {
                 Self::Log { topic, percent: u8::try_from(percent).unwrap_or(0) }
             }
             Kind::RestartTask => Self::Connector(CONNECTORS[pick(CONNECTORS.len())]),
+            Kind::Rebuild => Self::Views,
         }
     }
 }
@@ -202,6 +212,7 @@ impl fmt::Display for Target {
             Self::Consumers => write!(f, "all consumers"),
             Self::Log { topic, percent } => write!(f, "{topic} to {percent} %"),
             Self::Connector(name) => write!(f, "connector {name}"),
+            Self::Views => write!(f, "all views"),
         }
     }
 }

@@ -33,8 +33,6 @@ pub(crate) struct Field {
     /// As superuser, to look and to end sessions; nothing is written through these.
     pub(crate) user_db: PgPool,
     pub(crate) post_db: PgPool,
-    /// Schema of the current views.
-    pub(crate) views: String,
     pub(crate) history: History,
     members: Vec<Member>,
     http: reqwest::Client,
@@ -60,18 +58,13 @@ impl Field {
                 .context("the address of a database is wrong")
         };
         let (user_db, post_db) = (pool(USER_DATABASE)?, pool(POST_DATABASE)?);
-        let generation: i32 = sqlx::query_scalar("select current from public.cdc_generation")
-            .fetch_one(&post_db)
-            .await
-            .context("cannot ask which views are current")?;
         let mut members = Vec::new();
         for number in 1..=EXTRA_CONSUMER {
             members.push(Member::new(&stack, number).await?);
         }
         let http = reqwest::Client::builder().timeout(QUESTION_DEADLINE).build()?;
-        let views = format!("views_{generation}");
         let down = Mutex::default();
-        Ok(Self { stack, user_db, post_db, views, history, members, http, down })
+        Ok(Self { stack, user_db, post_db, history, members, http, down })
     }
 
     /// Starts the consumers anew, each behind its own network.
@@ -168,6 +161,12 @@ impl Field {
                 Err(_) => sleep(RETRY_INTERVAL).await,
             }
         }
+    }
+
+    /// The number of the views that readers see now, as text.
+    pub(crate) async fn generation(&self) -> Result<String, sqlx::Error> {
+        let current = "select current::text from public.cdc_generation";
+        sqlx::query_scalar(current).fetch_one(&self.post_db).await
     }
 
     /// Records this consumer's process has brought to an end, by its status page.

@@ -25,6 +25,8 @@ pub(crate) enum Anomaly {
     Resurrected,
     /// `department_stats` was not what its definition says.
     WrongCount,
+    /// A reader was refused by a server that was there.
+    Unreadable,
     /// The views did not become equal to the source tables.
     Unequal,
     /// A record was kept aside.

@@ -50,6 +50,7 @@ pub(crate) async fn inject(
             reset_offsets(field, topic, percent).await
         }
         (Kind::RestartTask, Target::Connector(name)) => restart_task(field, name).await,
+        (Kind::Rebuild, _) => rebuild(field).await,
         (kind, target) => bail!("{kind} cannot be done to {target}"),
     }
 }
@@ -168,8 +169,8 @@ async fn reset_topic(field: &Field, topic: &str, percent: u8) -> anyhow::Result<
         return reset(field, topic, &[]).await;
     }
     let stored = format!(
-        "select partition, next_offset * $2 / 100 from {}.cdc_offset where topic = $1",
-        field.views
+        "select partition, next_offset * $2 / 100 from views_{}.cdc_offset where topic = $1",
+        field.generation().await?
     );
     let stored: Vec<(i32, i64)> = sqlx::query_as(&stored)
         .bind(topic)
@@ -183,11 +184,40 @@ async fn reset_topic(field: &Field, topic: &str, percent: u8) -> anyhow::Result<
     Ok(())
 }
 
-/// The consumer's own command, as an operator would type it.
 async fn reset(field: &Field, topic: &str, arguments: &[&str]) -> anyhow::Result<()> {
-    let mut command = Command::new(field.stack.places().programs.join("cdc-consumer"));
-    command.args(["offsets", "reset", "--topic", topic]).args(arguments).arg("--execute");
-    let output = command.envs(environment()).kill_on_drop(true).output().await?;
+    let command = [&["offsets", "reset", "--topic", topic, "--execute"], arguments].concat();
+    say(field, "cdc-consumer", &command).await
+}
+
+/// Broken off by another fault it is said again, and goes on.
+async fn rebuild(field: &Field) -> anyhow::Result<Healed> {
+    field.insist("rebuilding the views", || say(field, "cdc-consumer", &["rebuild"])).await?;
+    let applying = baselines(field).await;
+    let at = Instant::now();
+    field.insist("dropping the views before", || drop_others(field)).await?;
+    Ok(Healed { at, applying, takeover: None })
+}
+
+async fn drop_others(field: &Field) -> anyhow::Result<()> {
+    let others = "select substring(nspname from 7) from pg_namespace
+         where nspname ~ '^views_[0-9]+$' and nspname <> 'views_' || $1";
+    let current = field.generation().await?;
+    let others: Vec<String> =
+        sqlx::query_scalar(others).bind(current).fetch_all(&field.post_db).await?;
+    for other in others {
+        say(field, "migrate", &["drop", "--generation", &other]).await?;
+    }
+    Ok(())
+}
+
+/// A command of ours, as an operator would type it.
+async fn say(field: &Field, program: &str, arguments: &[&str]) -> anyhow::Result<()> {
+    let places = field.stack.places();
+    let mut command = Command::new(places.programs.join(program));
+    // Where the declaration of the views is.
+    command.current_dir(&places.root);
+    command.args(arguments).envs(environment()).kill_on_drop(true);
+    let output = command.output().await?;
     if !output.status.success() {
         bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
     }

@@ -23,7 +23,6 @@ pub(crate) struct Marker {
     user_db: PgPool,
     post_db: PgPool,
     view_db: PgPool,
-    views: String,
     pub(crate) users: Vec<i64>,
     posts: Vec<i64>,
     /// One mark at a time, so that numbers rise in the order of commits.
@@ -40,7 +39,6 @@ impl Marker {
         user_db: PgPool,
         post_db: PgPool,
         view_db: PgPool,
-        views: &str,
         run: &str,
     ) -> anyhow::Result<Self> {
         let users = sqlx::query_scalar(
@@ -60,7 +58,7 @@ impl Marker {
         let posts = posts.bind(run).bind(POST_TITLE).bind(ROWS).fetch_all(&post_db);
         let posts = posts.await.context("cannot insert posts")?;
         let last = Mutex::new(0);
-        Ok(Self { user_db, post_db, view_db, views: views.to_owned(), users, posts, last })
+        Ok(Self { user_db, post_db, view_db, users, posts, last })
     }
 
     /// Writes a fresh mark into every row. An error says nothing about whether it was written.
@@ -81,15 +79,13 @@ impl Marker {
 
     /// Whether the view shows this mark, or a later one, in every row.
     pub(crate) async fn visible(&self, mark: Mark) -> anyhow::Result<bool> {
-        let views = &self.views;
-        let query = format!(
+        let count = sqlx::query_scalar(
             "select
-                 (select count(*) from {views}.user_view
+                 (select count(*) from public.user_view
                   where user_id = any ($1) and version > $3)
-                 + (select count(*) from {views}.post_view
-                    where post_id = any ($2) and author_id >= $3)"
+                 + (select count(*) from public.post_view
+                    where post_id = any ($2) and author_id >= $3)",
         );
-        let count = sqlx::query_scalar(&query);
         let count = count.bind(&self.users).bind(&self.posts).bind(mark.0);
         let count: i64 = timeout(WRITE_DEADLINE, count.fetch_one(&self.view_db)).await??;
         Ok(count == 2 * ROWS)

@@ -62,10 +62,17 @@ async fn watch(field: Arc<Field>, first: FirstIds, shared: Arc<Shared>) {
             sleep(LOOK_INTERVAL).await;
             continue;
         };
-        // Until PostgreSQL goes away: then with a new connection.
+        // Until PostgreSQL goes away, or refuses: then with a new connection.
         while !shared.stop.load(Relaxed) {
-            let Ok(found) = look(&mut db, &field.views, first, &mut users, &mut posts).await else {
-                break;
+            let found = match look(&mut db, first, &mut users, &mut posts).await {
+                Ok(found) => found,
+                Err(error) => {
+                    if is_refusal(&error) {
+                        field.history.anomaly(Anomaly::Unreadable, error.to_string());
+                    }
+                    sleep(LOOK_INTERVAL).await;
+                    break;
+                }
             };
             shared.looks.fetch_add(1, Relaxed);
             for (kind, details) in found {
@@ -78,51 +85,54 @@ async fn watch(field: Arc<Field>, first: FirstIds, shared: Arc<Shared>) {
 
 async fn look(
     db: &mut PgConnection,
-    views: &str,
     first: FirstIds,
     users: &mut Memory,
     posts: &mut Memory,
 ) -> Result<Vec<(Anomaly, String)>, sqlx::Error> {
-    let query = format!(
-        "select user_id, source_epoch, source_lsn, version from {views}.user_view
-         where user_id >= $1"
-    );
+    let query = "select user_id, source_epoch, source_lsn, version from public.user_view
+         where user_id >= $1";
     let mut found = users.look(rows(db, query, first.users).await?);
-    let query = format!(
-        "select post_id, source_epoch, source_lsn, null::bigint from {views}.post_view
-         where post_id >= $1"
-    );
+    let query = "select post_id, source_epoch, source_lsn, null::bigint from public.post_view
+         where post_id >= $1";
     found.extend(posts.look(rows(db, query, first.posts).await?));
-    let wrong = wrong_counts(db, views).await?;
+    let wrong = wrong_counts(db).await?;
     found.extend(wrong.into_iter().map(|text| (Anomaly::WrongCount, text)));
     Ok(found)
 }
 
 async fn rows(
     db: &mut PgConnection,
-    query: String,
+    query: &str,
     first: i64,
 ) -> Result<BTreeMap<i64, Shown>, sqlx::Error> {
     let rows: Vec<(i64, i32, i64, Option<i64>)> =
-        sqlx::query_as(&query).bind(first).fetch_all(db).await?;
+        sqlx::query_as(query).bind(first).fetch_all(db).await?;
     let shown = |(id, epoch, lsn, version)| (id, Shown { position: (epoch, lsn), version });
     Ok(rows.into_iter().map(shown).collect())
 }
 
+/// Whether a server that is there refused to answer. One that stops, was killed or begins says 57.
+fn is_refusal(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| !code.starts_with("57"))
+}
+
 /// Departments whose counts are not what counting gives. One statement sees one moment, and in
 /// every one of them the two are equal.
-pub(crate) async fn wrong_counts(
-    db: &mut PgConnection,
-    views: &str,
-) -> Result<Vec<String>, sqlx::Error> {
-    let query = format!(
-        "select format('department %s: counted %s, shown %s',
-             coalesce(d.department, s.department),
-             concat_ws(', ', d.user_count, d.active_count),
-             concat_ws(', ', s.user_count, s.active_count))
-         from {views}.department_stats_definition as d
-         full join {views}.department_stats as s on s.department = d.department
-         where (d.user_count, d.active_count) is distinct from (s.user_count, s.active_count)"
-    );
-    sqlx::query_scalar(&query).fetch_all(db).await
+pub(crate) async fn wrong_counts(db: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    let query = "
+        with counted as (
+            select department, count(*) as users, count(*) filter (where status = 'ACTIVE') as actives
+            from public.user_view
+            where department is not null
+            group by department
+        )
+        select format('department %s: counted %s, shown %s',
+            coalesce(c.department, s.department),
+            concat_ws(', ', c.users, c.actives),
+            concat_ws(', ', s.user_count, s.active_count))
+        from counted as c
+        full join public.department_stats as s on s.department = c.department
+        where (c.users, c.actives) is distinct from (s.user_count, s.active_count)";
+    sqlx::query_scalar(query).fetch_all(db).await
 }
