@@ -1,12 +1,16 @@
 //! The migrations, run against a real server on databases of their own.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
+use std::time::Duration;
+
 use migrate::{
     Generation, MigrateError, Passwords, current_generation, drop_generation, generations, posts,
     publish, publish_after, users, views,
 };
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
+
+const SOON: Duration = Duration::from_secs(30);
 
 /// A database that does not exist yet, on the server `POST_DATABASE_ADMIN_URL` names.
 struct Fresh {
@@ -235,6 +239,32 @@ async fn only_a_generation_that_nobody_sees_can_be_dropped() {
     assert!(matches!(gone, Err(MigrateError::NoGeneration { .. })), "{gone:?}");
     let mut db = fresh.connect().await;
     assert_eq!(text(&mut db, "select count(*)::text from user_view").await, "0");
+    fresh.drop().await;
+}
+
+/// `drop schema` locks what was made first first, and offsets are what a batch takes first: no deadlock.
+#[tokio::test]
+async fn a_batch_that_is_under_way_in_a_dropped_generation_is_waited_for() {
+    let fresh = post_database().await;
+    views(&fresh.url(), generation(2)).await.unwrap();
+    publish(&fresh.url(), generation(2)).await.unwrap();
+    let mut batch = PgConnection::connect(&fresh.url_as("cdc_consumer")).await.unwrap();
+    run(&mut batch, "begin; update views_1.cdc_offset set next_offset = 1").await;
+    let mut db = fresh.connect().await;
+    let goes_on = async {
+        let waiting = "select count(*)::text from pg_locks where not granted
+            and database = (select oid from pg_database where datname = current_database())";
+        while text(&mut db, waiting).await == "0" {}
+        for table in ["user_view", "post_view", "department_stats_slot", "cdc_floor"] {
+            run(&mut batch, &format!("select * from views_1.{table} for update")).await;
+        }
+        run(&mut batch, "commit").await;
+    };
+    let url = fresh.url();
+    let both = async { tokio::join!(drop_generation(&url, Generation::FIRST), goes_on) };
+    let (dropped, ()) = tokio::time::timeout(SOON, both).await.expect("one waits for the other");
+    dropped.unwrap();
+    assert_eq!(generations(&fresh.url()).await.unwrap(), [generation(2)]);
     fresh.drop().await;
 }
 
