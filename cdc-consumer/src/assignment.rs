@@ -102,7 +102,7 @@ impl Session {
             same_tables(connection, place.generation, views).await
         }));
         match asked {
-            // Their generation was dropped, tables, offsets and all.
+            // A migration, or their generation was dropped, tables, offsets and all.
             Ok(Err(error)) if recovery::of_session(&error) == Recovery::Restart => Err(error),
             Ok(Err(SessionError::Fence(_) | SessionError::Catalog(_))) | Err(_) => {
                 *control = None;

@@ -8,7 +8,7 @@ use rdkafka::consumer::BaseConsumer;
 use sqlx::{PgConnection, Row};
 
 use crate::config::KafkaSettings;
-use crate::database::{Database, Generation, Place, schema_of};
+use crate::database::{self, Database, Generation, Place, schema_of};
 use crate::offsets::Partition;
 use crate::source;
 
@@ -27,8 +27,6 @@ pub(crate) struct Look {
     /// from the new ones.
     pub(crate) unswept: bool,
 }
-
-const PUBLISHED: &str = "select current from public.cdc_generation";
 
 /// Partitions that were not built up to these offsets, and how much is left.
 pub(crate) fn behind<'w>(built: &Offsets, wanted: &'w Offsets) -> Vec<(&'w Partition, i64)> {
@@ -116,7 +114,7 @@ impl Observer {
     }
 
     async fn published(&mut self) -> anyhow::Result<Generation> {
-        let read = sqlx::query_scalar(PUBLISHED).fetch_one(self.connected().await?);
+        let read = database::published(self.connected().await?);
         let published = read.await.inspect_err(|_| self.connection = None);
         published.context("could not read which views readers see")
     }
@@ -152,8 +150,8 @@ pub(crate) async fn hold(
     let sql = format!("{} for update", offsets_sql(place.published));
     let rows = sqlx::query(&sql).bind(topics).fetch_all(&mut *tx).await;
     let rows = rows.context("could not hold the views that readers see where they are")?;
-    let published = sqlx::query_scalar(PUBLISHED).fetch_one(tx);
-    replaces(place, published.await.context("could not read which views readers see")?)?;
+    let published = database::published(tx).await;
+    replaces(place, published.context("could not read which views readers see")?)?;
     offsets(&rows)
 }
 

@@ -122,11 +122,13 @@ impl Database {
     /// Asks which generation is current.
     pub async fn current_generation(&self) -> Result<Generation, DatabaseError> {
         let mut connection = self.connect().await?;
-        sqlx::query_scalar("select current from public.cdc_generation")
-            .fetch_one(&mut connection)
-            .await
-            .map_err(DatabaseError::Generation)
+        published(&mut connection).await.map_err(DatabaseError::Generation)
     }
+}
+
+/// The generation that readers see.
+pub(crate) async fn published(connection: &mut PgConnection) -> Result<Generation, sqlx::Error> {
+    sqlx::query_scalar("select current from public.cdc_generation").fetch_one(connection).await
 }
 
 /// The schema of a generation.

@@ -46,6 +46,17 @@ async fn in_generation(consumer: &Consumer, generation: i32) {
     .await;
 }
 
+/// Waits until a session has to wait for a lock of this table or view.
+async fn somebody_waits_for(world: &World, relation: &str) {
+    let sql = format!(
+        "select count(*) from pg_locks where not granted and relation = '{relation}'::regclass"
+    );
+    wait_until("a session that waits", SOON, || async {
+        if world.text(&sql).await == "0" { Err("there is none".to_owned()) } else { Ok(()) }
+    })
+    .await;
+}
+
 /// What a reader sees: the version of each user.
 async fn versions(db: &mut PgConnection) -> BTreeMap<i64, i64> {
     let read = sqlx::query_as("select user_id, version from public.user_view").fetch_all(db);
@@ -254,12 +265,7 @@ async fn a_reader_who_comes_to_a_view_that_the_swap_holds_is_not_ended() {
     let mut read = async |sql| sqlx::raw_sql(sql).execute(&mut reader).await;
     read("begin; select * from public.user_view").await.expect("a view");
     let goes_on = async {
-        wait_until("the swap to wait for the reader", SOON, || async {
-            let waiting = "select count(*) from pg_locks
-                where not granted and relation = 'public.user_view'::regclass";
-            if world.text(waiting).await == "0" { Err("it does not".to_owned()) } else { Ok(()) }
-        })
-        .await;
+        somebody_waits_for(&world, "public.user_view").await;
         // The swap took it before the other one.
         let read = read("select * from public.department_stats; commit").await;
         read.expect("views are readable throughout");
@@ -281,12 +287,7 @@ async fn a_rebuild_whose_views_somebody_else_publishes_ends_and_says_so() {
     let lock = "begin; lock table views_2.cdc_offset in exclusive mode";
     sqlx::raw_sql(lock).execute(&mut other).await.expect("a lock");
     let publish = async {
-        wait_until("the rebuild to wait", SOON, || async {
-            let waiting = "select count(*) from pg_locks
-                where not granted and relation = 'views_2.cdc_offset'::regclass";
-            if world.text(waiting).await == "0" { Err("it does not".to_owned()) } else { Ok(()) }
-        })
-        .await;
+        somebody_waits_for(&world, "views_2.cdc_offset").await;
         migrate::publish(&world.admin_url(), generation).await.expect("the second generation");
         sqlx::raw_sql("rollback").execute(&mut other).await.expect("it can go on");
     };
