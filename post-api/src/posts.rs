@@ -148,8 +148,8 @@ pub(crate) fn reads(pool: &PgPool) -> Reads {
 }
 
 /// The sub-select hides how many ids there are. The server would make a plan for each list otherwise,
-/// which takes longer than reading one row. It also hides from sqlx,
-/// which reads the plan, that the columns of `posts` are never null.
+/// which takes longer than reading one row. It also hides from sqlx, which reads the plan, that the columns of
+/// `posts` are never null.
 async fn find(pool: &PgPool, ids: &[i64]) -> Result<Vec<Post>, sqlx::Error> {
     let rows = sqlx::query_as!(
         PostRow,
