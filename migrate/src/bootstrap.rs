@@ -5,7 +5,6 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection};
 
@@ -118,17 +117,6 @@ impl Server {
         }
         execute(&mut self.maintenance, statement).await
     }
-}
-
-/// Applies what is missing of one set of migrations, in the connection's search path.
-pub(crate) async fn apply(
-    db: &mut PgConnection,
-    set: &'static str,
-    migrator: &Migrator,
-) -> Result<(), MigrateError> {
-    migrator.run(db).await.map_err(|source| MigrateError::Apply { set, source })?;
-    tracing::info!(set, count = migrator.iter().count(), "migrations applied");
-    Ok(())
 }
 
 /// Runs a statement that was put together from quoted parts.

@@ -9,22 +9,13 @@ use sqlx::{Connection, PgConnection};
 
 use crate::MigrateError;
 use crate::bootstrap::execute;
+use crate::lock::{self, ATTEMPT_MAX, PAUSE};
 
 /// Longest wait for a lock of what precedes the swap in its transaction.
 const LOCK_TIMEOUT: &str = "5s";
 
-/// Longest wait for readers in one attempt at a swap, all thin views together: new readers queue behind
-/// it. With the second wait of a view that is dropped and made again it stays below `deadlock_timeout`
-/// (1 s): of a reader who holds one view and waits for another, and the swap that waits for him,
-/// `PostgreSQL` would end either.
-const ATTEMPT_MAX: Duration = Duration::from_millis(400);
-
 /// From the first attempt at a swap until it gives up. Between two attempts waiting readers go on.
 const SWAP_MAX: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(100);
-
-/// `lock_not_available`
-const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 /// `invalid_table_definition`: columns were dropped, renamed or retyped, which `create or replace
 /// view` cannot do.
@@ -194,30 +185,18 @@ async fn swap(tx: &mut PgConnection, generation: Generation) -> Result<usize, Mi
                 attempt.commit().await.map_err(failed)?;
                 return Ok(view_count);
             }
-            Err(MigrateError::Publish { view, source, .. })
-                if code(&source).as_deref() == Some(LOCK_NOT_AVAILABLE) =>
-            {
+            Err(MigrateError::Publish { view, source, .. }) if lock::not_available(&source) => {
                 (view, source)
             }
             Err(error) => return Err(error),
         };
         attempt.rollback().await.map_err(failed)?;
         if Instant::now() >= deadline {
-            let sessions = sessions_that_hold(tx, &view).await.map_err(failed)?;
+            let sessions = lock::holders(tx, "public", Some(&view)).await.map_err(failed)?;
             return Err(MigrateError::BeingRead { generation, view, sessions, source });
         }
         tokio::time::sleep(PAUSE).await;
     }
-}
-
-/// The sessions whose transactions use a view, as text.
-async fn sessions_that_hold(tx: &mut PgConnection, view: &str) -> Result<String, sqlx::Error> {
-    let sql = "select coalesce(string_agg(distinct pid::text, ', '), 'none any more')
-         from pg_locks
-         where locktype = 'relation' and granted and pid <> pg_backend_pid()
-             and database = (select oid from pg_database where datname = current_database())
-             and relation = to_regclass('public.' || $1)";
-    sqlx::query_scalar(sql).bind(view).fetch_one(tx).await
 }
 
 /// Returns how many views readers see now.
@@ -309,7 +288,7 @@ async fn replace(
     let mut attempt = db.begin().await?;
     match execute(&mut attempt, format!("create or replace {body}")).await {
         Ok(()) => attempt.commit().await?,
-        Err(error) if code(&error).as_deref() == Some(COLUMNS_DIFFER) => {
+        Err(error) if lock::code(&error).as_deref() == Some(COLUMNS_DIFFER) => {
             attempt.rollback().await?;
             // No cascade: a view somebody else built on this one is his to change first.
             execute(db, format!("drop view public.{name}; create {body}")).await?;
@@ -342,8 +321,4 @@ async fn withdrawn(
     .bind(kept)
     .fetch_all(db)
     .await
-}
-
-fn code(error: &sqlx::Error) -> Option<std::borrow::Cow<'_, str>> {
-    error.as_database_error().and_then(sqlx::error::DatabaseError::code)
 }

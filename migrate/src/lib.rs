@@ -15,8 +15,10 @@
 //!
 //! No role can connect to a database it has no work in.
 
+mod apply;
 mod bootstrap;
 mod generation;
+mod lock;
 
 use secrecy::SecretString;
 use sqlx::PgConnection;
@@ -39,7 +41,7 @@ pub async fn users(admin_url: &str, passwords: &Passwords) -> Result<(), Migrate
         Role::replication("debezium", &passwords.debezium),
     ];
     let mut db = server.database(&roles).await?;
-    bootstrap::apply(&mut db, "users", &USERS).await
+    apply::apply(&mut db, "users", &USERS).await
 }
 
 /// Creates or updates the post service's database, the one `admin_url` names, without its views.
@@ -52,7 +54,7 @@ pub async fn posts(admin_url: &str, passwords: &Passwords) -> Result<(), Migrate
         Role::replication("debezium", &passwords.debezium),
     ];
     let mut db = server.database(&roles).await?;
-    bootstrap::apply(&mut db, "posts", &POSTS).await
+    apply::apply(&mut db, "posts", &POSTS).await
 }
 
 /// Creates or updates one generation of views in the database `admin_url` names, where [`posts`]
@@ -64,7 +66,7 @@ pub async fn views(admin_url: &str, generation: Generation) -> Result<(), Migrat
     let server = Server::lock(admin_url).await?;
     let mut db = server.connect().await?;
     generation::enter(&mut db, generation).await?;
-    bootstrap::apply(&mut db, "views", &VIEWS).await?;
+    apply::apply(&mut db, "views", &VIEWS).await?;
     generation::grant(&mut db, generation).await?;
     match generation::current(&mut db).await? {
         Some(current) if current != generation => Ok(()),

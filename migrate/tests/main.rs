@@ -12,6 +12,10 @@ use uuid::Uuid;
 
 const SOON: Duration = Duration::from_secs(30);
 
+/// How many sessions of the database wait for a lock.
+const WAITING: &str = "select count(*)::text from pg_locks where not granted
+    and database = (select oid from pg_database where datname = current_database())";
+
 /// A database that does not exist yet, on the server `POST_DATABASE_ADMIN_URL` names.
 struct Fresh {
     server: String,
@@ -225,6 +229,31 @@ async fn a_swap_that_a_reader_never_lets_through_names_his_session() {
 }
 
 #[tokio::test]
+async fn a_migration_that_waits_for_a_transaction_lets_others_pass() {
+    let fresh = post_database().await;
+    let mut db = fresh.connect().await;
+    let undo = "alter table views_1.cdc_snapshot drop column record_timestamp;
+        delete from views_1._sqlx_migrations where version = 7";
+    run(&mut db, undo).await;
+    let mut slow = PgConnection::connect(&fresh.url_as("cdc_consumer")).await.unwrap();
+    run(&mut slow, "begin; select from views_1.cdc_snapshot").await;
+    let mut other = PgConnection::connect(&fresh.url_as("cdc_consumer")).await.unwrap();
+    let goes_on = async {
+        for _ in 0..3 {
+            while text(&mut db, WAITING).await == "0" {}
+            run(&mut other, "select from views_1.cdc_snapshot").await;
+        }
+        run(&mut slow, "commit").await;
+    };
+    let url = fresh.url();
+    let both = async { tokio::join!(views(&url, Generation::FIRST), goes_on) };
+    let (applied, ()) = tokio::time::timeout(SOON, both).await.expect("others wait behind it");
+    applied.unwrap();
+    run(&mut other, "select record_timestamp from views_1.cdc_snapshot").await;
+    fresh.drop().await;
+}
+
+#[tokio::test]
 async fn only_a_generation_that_nobody_sees_can_be_dropped() {
     let fresh = post_database().await;
     let (first, second) = (Generation::FIRST, generation(2));
@@ -252,9 +281,7 @@ async fn a_batch_that_is_under_way_in_a_dropped_generation_is_waited_for() {
     run(&mut batch, "begin; update views_1.cdc_offset set next_offset = 1").await;
     let mut db = fresh.connect().await;
     let goes_on = async {
-        let waiting = "select count(*)::text from pg_locks where not granted
-            and database = (select oid from pg_database where datname = current_database())";
-        while text(&mut db, waiting).await == "0" {}
+        while text(&mut db, WAITING).await == "0" {}
         for table in ["user_view", "post_view", "department_stats_slot", "cdc_floor"] {
             run(&mut batch, &format!("select * from views_1.{table} for update")).await;
         }
