@@ -71,14 +71,22 @@ impl Session {
         Ok((progress, read_from))
     }
 
+    /// However long a previous owner stands still: only being told to stop cuts the wait short. What the
+    /// server makes of the question then is no harm, the next owner asks anew.
     fn stored_progress(&mut self, wanted: &Wanted) -> Result<Progress, SessionError> {
-        let Self { control, database, place, owner, runtime, .. } = self;
-        runtime.block_on(async {
+        let Self { control, database, place, owner, runtime, shutdown, .. } = self;
+        let acquired = async {
             let connection = match control {
                 Some(connection) => connection,
                 None => control.insert(database.connect_to(place.generation).await?),
             };
-            Ok::<_, SessionError>(takeover::acquire(connection, wanted, owner).await?)
+            Ok(takeover::acquire(connection, wanted, owner).await?)
+        };
+        runtime.block_on(async {
+            tokio::select! {
+                acquired = acquired => acquired,
+                () = shutdown.cancelled() => Err(SessionError::Stopped),
+            }
         })
     }
 

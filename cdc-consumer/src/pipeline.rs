@@ -92,6 +92,8 @@ pub enum SessionError {
     TableChanged(String),
     #[error("a writer ended unexpectedly")]
     WriterDied,
+    #[error("told to stop while another owner of a partition was waited for")]
+    Stopped,
 }
 
 /// Runs sessions until shutdown. Returns an error only for what waiting cannot mend.

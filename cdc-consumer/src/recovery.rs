@@ -101,9 +101,10 @@ pub fn of_session(error: &SessionError) -> Recovery {
         | SessionError::Recreated { .. }
         | SessionError::Hole { .. } => Recovery::Halt,
         SessionError::TableChanged(_) => Recovery::Restart,
-        SessionError::Fenced | SessionError::WriterStuck | SessionError::WriterDied => {
-            Recovery::Retry
-        }
+        SessionError::Fenced
+        | SessionError::WriterStuck
+        | SessionError::WriterDied
+        | SessionError::Stopped => Recovery::Retry,
     }
 }
 

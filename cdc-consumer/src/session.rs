@@ -81,7 +81,7 @@ pub(crate) struct Session {
     pub(crate) owner: String,
     pub(crate) board: Board,
     pub(crate) runtime: Handle,
-    shutdown: CancellationToken,
+    pub(crate) shutdown: CancellationToken,
 }
 
 /// What a session is built from.
@@ -128,7 +128,10 @@ impl Session {
 
     /// Works until something ends the session, then leaves the group in order.
     pub(crate) fn run(mut self) -> Result<(), SessionError> {
-        let outcome = self.subscribe().and_then(|()| self.work());
+        let outcome = match self.subscribe().and_then(|()| self.work()) {
+            Err(SessionError::Stopped) => Ok(()),
+            other => other,
+        };
         self.leave(outcome.is_ok());
         outcome
     }

@@ -76,6 +76,31 @@ async fn a_consumer_stopped_inside_copy_blocks_nobody_for_long() {
     consumer.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_that_waits_for_another_owner_ends_when_it_is_told_to() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let views = user_views(&feed.topic);
+    let mut users = Users::default();
+    let first = Consumer::start(&world, &views, &[]);
+    feed.send(&world, &users.puts(1..=20)).await;
+    world.drained(&feed.topic, 2).await;
+    first.stop().await;
+
+    let mut owner = world.db().await;
+    let lock = "begin; select from cdc_offset for update";
+    sqlx::raw_sql(lock).execute(&mut owner).await.expect("a lock");
+    let waiting = Consumer::start(&world, &views, &[]);
+    world.session_shows("wait_event_type = 'Lock'").await;
+    waiting.stop().await;
+
+    drop(owner);
+    let next = Consumer::start(&world, &views, &[]);
+    feed.send(&world, &users.puts(15..=30)).await;
+    applied_by_another(&world, &feed, &users).await;
+    next.stop().await;
+}
+
 /// A process that has applied twenty rows and whose next batch hangs on its way to the database.
 async fn with_a_batch_held(world: &World, feed: &Feed, users: &mut Users) -> (Process, Proxy) {
     let proxy = Proxy::to(&world.database_address()).await;
