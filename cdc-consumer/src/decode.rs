@@ -219,7 +219,14 @@ impl Decoder {
         let position =
             if repeated { SourcePosition::BELOW_ALL } else { progress.newest_position() };
         let claim = batch.claim(partition, progress, record.anchor());
-        let key = lone.and_then(|key| wire::split(key).ok());
+        let key = match lone.map(wire::split).transpose() {
+            Ok(key) => key,
+            // The row it is about may stay for ever: that is not to be ignored.
+            Err(error) => {
+                self.refuse(record, view, partition, None, &error.into(), batch);
+                return Ok(Decoded::Taken);
+            }
+        };
         let plan = key.and_then(|key| Some((key, self.key_plan(view, key.schema_id)?)));
         let Some(view_batch) = batch.views.get_mut(view) else { return Ok(Decoded::Taken) };
         let Some((key, plan)) = plan else {

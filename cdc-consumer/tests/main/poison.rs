@@ -56,6 +56,25 @@ async fn one_bad_record_in_ten_thousand_leaves_the_others_applied() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tombstone_alone_whose_key_cannot_be_read_is_kept_aside() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    let mut users = Users::default();
+    feed.send(&world, &users.puts(1..=2)).await;
+    let mut nobody = feed.tombstone(&json!({"id": 1}));
+    nobody.key = Some(b"1".to_vec());
+    world.send(&feed.topic, vec![nobody]).await;
+    world.drained(&feed.topic, 1).await;
+    world.shows("user_view", &users.as_view()).await;
+    let letters = world.dead_letters().await;
+    assert_eq!(letters.len(), 1, "{letters:?}");
+    assert!(letters[0].starts_with("refused "), "{letters:?}");
+    let outcome = consumer.stop().await;
+    assert_eq!((total(&outcome), outcome.quarantined), (3, 1), "{outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_waits_behind_a_refused_record_of_its_own_batch() {
     let world = World::new().await;
     let feed = user_feed(&world, 1).await;
