@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 
 use crate::database::{Database, DatabaseError, Generation};
 use crate::decode::View;
+use crate::recovery::Rounds;
 use crate::sql;
 
 /// Pause between two rounds.
@@ -22,10 +23,11 @@ pub(crate) async fn run(
     views: Arc<Vec<View>>,
     kept: Duration,
 ) {
+    let mut rounds = Rounds::default();
     loop {
-        if let Err(error) = round(&database, generation, &views, kept).await {
-            let error = service::telemetry::chain(&error).to_string();
-            tracing::debug!(error, "could not forget old deleted keys");
+        match round(&database, generation, &views, kept).await {
+            Ok(()) => rounds.done(),
+            Err(error) => rounds.failed("forget old deleted keys", &error),
         }
         tokio::time::sleep(EVERY).await;
     }

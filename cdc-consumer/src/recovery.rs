@@ -198,6 +198,30 @@ impl Backoff {
     }
 }
 
+/// Work that is done in rounds, beside the session, and whose failures nobody waits for.
+#[derive(Debug, Default)]
+pub(crate) struct Rounds {
+    failure: Option<String>,
+}
+
+impl Rounds {
+    /// Says that a round failed: in a warning, unless the one before failed in the same way.
+    pub(crate) fn failed(&mut self, work: &str, error: &dyn std::error::Error) {
+        let error = service::telemetry::chain(error).to_string();
+        if self.failure.as_ref() == Some(&error) {
+            tracing::debug!(error, "still could not {work}");
+        } else {
+            tracing::warn!(error, "could not {work}, trying again later");
+        }
+        self.failure = Some(error);
+    }
+
+    /// A round was done.
+    pub(crate) fn done(&mut self) {
+        self.failure = None;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

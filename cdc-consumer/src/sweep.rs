@@ -18,6 +18,7 @@ use crate::decode::View;
 use crate::fold::SnapshotEnd;
 use crate::metrics;
 use crate::offsets::Partition;
+use crate::recovery::Rounds;
 use crate::source::{self, SourceError};
 use crate::sql;
 use crate::untold;
@@ -140,11 +141,14 @@ impl Sweeper {
     /// Looks again and again, until dropped. What fails is tried again in the next round.
     pub(crate) async fn run(self) {
         let mut connection = None;
+        let mut rounds = Rounds::default();
         loop {
-            if let Err(error) = self.round(&mut connection).await {
-                let error = service::telemetry::chain(&error).to_string();
-                tracing::debug!(error, "could not look for rows to sweep");
-                connection = None;
+            match self.round(&mut connection).await {
+                Ok(()) => rounds.done(),
+                Err(error) => {
+                    rounds.failed("look for rows to sweep", &error);
+                    connection = None;
+                }
             }
             tokio::time::sleep(EVERY).await;
         }

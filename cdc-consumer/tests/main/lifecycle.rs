@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
-use crate::harness::World;
-use crate::harness::consumer::{Consumer, total};
+use crate::harness::consumer::{Consumer, Process, total};
 use crate::harness::source::{Users, user_feed, user_views};
+use crate::harness::{SOON, World, wait_until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_follow_inserts_updates_and_deletes() {
@@ -114,4 +114,32 @@ async fn two_topics_keep_two_tables() {
     world.shows("post_view", &expected).await;
     world.shows("user_view", &users.as_view()).await;
     consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_deleted_long_ago_are_forgotten_and_what_hinders_it_is_said() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let views = user_views(&feed.topic);
+    let mut users = Users::default();
+    let first = Consumer::start(&world, &views, &[]);
+    feed.send(&world, &users.puts(1..=5)).await;
+    feed.send(&world, &[users.delete(2), users.delete(4)]).await;
+    world.drained(&feed.topic, 1).await;
+    first.stop().await;
+    let remembered = "select count(*) from user_view_deleted";
+    assert_eq!(world.text(remembered).await, "2");
+
+    world.sql("revoke delete on user_view_deleted from cdc_consumer").await;
+    let hindered = Process::start(&world, &views, 1, &["--deleted-keys-kept=0s"]);
+    hindered.says("could not forget old deleted keys").await;
+    hindered.kill();
+    world.sql("grant delete on user_view_deleted to cdc_consumer").await;
+    let _consumer = Process::start(&world, &views, 2, &["--deleted-keys-kept=0s"]);
+    wait_until("deleted keys to be forgotten", SOON, || async {
+        let left = world.text(remembered).await;
+        if left == "0" { Ok(()) } else { Err(left) }
+    })
+    .await;
+    world.shows("user_view", &users.as_view()).await;
 }
