@@ -7,7 +7,7 @@ use rdkafka::consumer::{CommitMode, Consumer};
 use sqlx::PgConnection;
 
 use crate::catalog::Table;
-use crate::database::{Generation, schema_of};
+use crate::database::{Database, DatabaseError, Generation, schema_of};
 use crate::decode::View;
 use crate::fence::{self, Wanted};
 use crate::group::Rebalance;
@@ -76,10 +76,7 @@ impl Session {
     fn stored_progress(&mut self, wanted: &Wanted) -> Result<Progress, SessionError> {
         let Self { control, database, place, owner, runtime, shutdown, .. } = self;
         let acquired = async {
-            let connection = match control {
-                Some(connection) => connection,
-                None => control.insert(database.connect_to(place.generation).await?),
-            };
+            let connection = connected(control, database, place.generation).await?;
             Ok(takeover::acquire(connection, wanted, owner).await?)
         };
         runtime.block_on(async {
@@ -125,10 +122,7 @@ impl Session {
     pub(crate) fn check_tables(&mut self) -> Result<(), SessionError> {
         let Self { control, database, place, views, runtime, .. } = self;
         runtime.block_on(async {
-            let connection = match control {
-                Some(connection) => connection,
-                None => control.insert(database.connect_to(place.generation).await?),
-            };
+            let connection = connected(control, database, place.generation).await?;
             same_tables(connection, place.generation, views).await
         })
     }
@@ -239,6 +233,18 @@ fn answer(consumer: &GroupConsumer, rebalance: &Rebalance) -> Result<(), SourceE
             source::assign(consumer, &starts)
         }
         Rebalance::Revoke(partitions) => source::unassign(consumer, partitions),
+    }
+}
+
+/// The session's own connection, made when there is none.
+async fn connected<'c>(
+    control: &'c mut Option<PgConnection>,
+    database: &Database,
+    generation: Generation,
+) -> Result<&'c mut PgConnection, DatabaseError> {
+    match control {
+        Some(connection) => Ok(connection),
+        None => Ok(control.insert(database.connect_to(generation).await?)),
     }
 }
 
