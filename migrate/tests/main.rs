@@ -174,6 +174,23 @@ async fn the_user_database_admits_only_the_user_service_and_debezium() {
     fresh.drop().await;
 }
 
+/// A compacted topic cannot take its record; see migrations/users/0004_no_truncate.sql.
+#[tokio::test]
+async fn source_tables_refuse_a_truncate_and_say_what_to_do() {
+    let people = Fresh::new();
+    users(&people.url(), &Passwords::development()).await.unwrap();
+    for (fresh, table) in [(people, "users"), (post_database().await, "posts")] {
+        let mut db = fresh.connect().await;
+        let error = attempt(&mut db, &format!("truncate {table}")).await.unwrap_err();
+        let text = format!("{error:?}");
+        assert!(text.contains(&format!("TRUNCATE of {table} cannot be captured")), "{text}");
+        assert!(text.contains("DELETE the rows instead"), "{text}");
+        run(&mut db, &format!("delete from {table}")).await;
+        drop(db);
+        fresh.drop().await;
+    }
+}
+
 #[tokio::test]
 async fn a_second_generation_stays_invisible_until_it_is_published() {
     let fresh = post_database().await;

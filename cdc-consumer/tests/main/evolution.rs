@@ -211,3 +211,18 @@ impl Fewest {
         self.task.await.expect("no panic")
     }
 }
+
+/// Its record has no key, which the broker refuses for a compacted topic (docs/guarantees.md).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_truncate_of_the_source_table_empties_the_view() {
+    let view = "create table item (id bigint primary key, name text, amount int, note text)";
+    let not_compacted = [("topic.creation.default.cleanup.policy", "delete")];
+    let (world, source) = items(view, &not_compacted).await;
+    let consumer = Consumer::start(&world, &declared(&source, ""), &[]);
+    let columns = ["id", "name", "amount", "note"];
+    source.is_shown(&world, &consumer, "item", &columns).await;
+    source.sql("truncate item; insert into item values (100, 'new', 1)").await;
+    source.is_shown(&world, &consumer, "item", &columns).await;
+    assert_eq!(world.text("select string_agg(id::text, ',') from item").await, "100");
+    consumer.stop().await;
+}
