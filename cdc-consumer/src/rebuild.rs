@@ -28,6 +28,7 @@ use crate::config::{KafkaSettings, RunSettings};
 use crate::database::{Database, Place, schema_of};
 use crate::kafka_admin;
 use crate::pipeline::{self, SessionError};
+use crate::swept;
 use crate::view::ViewSpec;
 
 /// Pause between two looks at how far the new views are.
@@ -89,6 +90,7 @@ pub async fn rebuild(
                 let held = catch_up::hold(tx, place, &topics).await?;
                 reach(&mut observer, &held).await?;
                 builder.stop().await?;
+                swept::remove(&database, place, &specs).await?;
                 check_dead_letters(settings, tx, place).await
             })
             .await

@@ -288,13 +288,15 @@ pub fn pages(table: &Table) -> String {
 
 /// Removes rows below LSN `$3` or epoch `$4` between the tuple ids `$1` and `$2`, and counts them. Their
 /// keys are remembered for ever, since no record of the topic deletes them: just above the position of
-/// the row, where no change stands.
+/// the row, where no change stands. A key with a dead letter keeps its last good state: the row that mentions
+/// it waits behind the letter.
 pub fn sweep(table: &Table) -> String {
     let keys = names(table, table.key_columns());
     let removed: Vec<_> = keys.iter().map(|key| format!("t.{key}")).collect();
     format!(
         "with gone as (delete from {table} t where t.ctid >= $1::text::tid and t.ctid < $2::text::tid \
          and (t.{SOURCE_LSN} < $3 or t.{SOURCE_EPOCH} < $4) \
+         and not exists (select from cdc_dead_letter l where l.view_name = {view} and l.key_text = {key_text}) \
          returning {removed}, t.{SOURCE_EPOCH}, t.{SOURCE_LSN}), \
          remembered as (insert into {deleted} as d ({keys}, {SOURCE_EPOCH}, {SOURCE_LSN}, deleted_at) \
          select {keys}, {SOURCE_EPOCH}, {SOURCE_LSN} + 1, 'infinity' from gone order by {keys} \
@@ -303,10 +305,23 @@ pub fn sweep(table: &Table) -> String {
          where (d.{SOURCE_EPOCH}, d.{SOURCE_LSN}) < (excluded.{SOURCE_EPOCH}, excluded.{SOURCE_LSN})) \
          select count(*) from gone",
         table = quote(&table.name),
+        view = literal(&table.name),
+        key_text = key_text(&removed),
         removed = removed.join(", "),
         deleted = deleted_table(table),
         keys = keys.join(", "),
     )
+}
+
+/// What [`crate::fold::ViewBatch::key_text`] makes of key columns whose text is PostgreSQL's own.
+fn key_text(columns: &[String]) -> String {
+    match columns {
+        [only] => format!("{only}::text"),
+        several => {
+            let part = |column| format!("octet_length({column}::text) || ':' || {column}::text");
+            several.iter().map(part).collect::<Vec<_>>().join(" || '|' || ")
+        }
+    }
 }
 
 /// Forgets keys deleted more than `$1` seconds ago, at most `$2` of them. One that a batch is just deleting

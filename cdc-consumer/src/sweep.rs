@@ -16,6 +16,7 @@ use crate::config::KafkaSettings;
 use crate::database::{Database, DatabaseError, Generation};
 use crate::decode::View;
 use crate::fold::SnapshotEnd;
+use crate::mentioned::{Read, Verdict, verdict};
 use crate::metrics;
 use crate::offsets::Partition;
 use crate::recovery::Rounds;
@@ -86,47 +87,6 @@ struct Ended {
     /// When its last row was sent, in milliseconds from 1970; -1 where Kafka does not say.
     timestamp_millis: i64,
     log_ends: Option<BTreeMap<i32, i64>>,
-}
-
-/// How far a partition was read.
-struct Read {
-    next_offset: i64,
-    epoch: i32,
-    snapshot: Option<i64>,
-}
-
-/// Whether rows may be removed.
-#[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    NotYet,
-    /// These partitions have read no row of the snapshot, the others did in this epoch: which of their rows
-    /// it would have mentioned, their positions do not tell yet.
-    Untold {
-        partitions: Vec<i32>,
-        epoch_min: i32,
-    },
-    /// Rows below the snapshot's LSN, or of an older epoch than this one.
-    Sweep {
-        epoch_min: i32,
-    },
-}
-
-fn verdict(ended_lsn: i64, log_ends: &BTreeMap<i32, i64>, read: &BTreeMap<i32, Read>) -> Verdict {
-    let mut untold = Vec::new();
-    let mut epoch_min = i32::MAX;
-    for (&partition, _) in log_ends.iter().filter(|(_, end)| **end > 0) {
-        let behind = |read: &&Read| read.next_offset < *log_ends.get(&partition).unwrap_or(&0);
-        match read.get(&partition) {
-            None => return Verdict::NotYet,
-            Some(read) if behind(&read) => return Verdict::NotYet,
-            Some(read) if read.snapshot != Some(ended_lsn) => untold.push(partition),
-            Some(read) => epoch_min = epoch_min.min(read.epoch),
-        }
-    }
-    if untold.is_empty() {
-        return Verdict::Sweep { epoch_min };
-    }
-    Verdict::Untold { partitions: untold, epoch_min }
 }
 
 /// Sweeps the views of a generation.
@@ -212,29 +172,28 @@ impl Sweeper {
         // The rows removed are not written by anybody meanwhile, so none moves behind us.
         while first <= pages {
             let mut tx = connection.begin().await.map_err(SweepError::Store)?;
-            let epoch_min = match decide(&mut tx, &view.spec.table, ended).await? {
+            let epoch = match decide(&mut tx, &view.spec.table, ended).await? {
                 Verdict::NotYet => return Ok(None),
-                Verdict::Untold { partitions, epoch_min } => {
+                Verdict::Untold { partitions, epoch } => {
                     tx.rollback().await.map_err(SweepError::Store)?;
-                    let told = self.tell(connection, ended, &partitions, epoch_min).await?;
-                    if told {
+                    if self.tell(connection, ended, &partitions, epoch).await? {
                         return Ok(None);
                     }
                     tracing::warn!(
                         table = view.spec.table,
-                        ?partitions,
+                        partitions = ?partitions.keys(),
                         "these partitions had no row in the source's snapshot, and its record has no \
                          time to find its place by: rows that it did not mention are left in the view"
                     );
                     return Ok(Some(removed));
                 }
-                Verdict::Sweep { epoch_min } => epoch_min,
+                Verdict::Sweep { epoch } => epoch,
             };
             let rows: i64 = sqlx::query_scalar(&statement)
                 .bind(format!("({first},0)"))
                 .bind(format!("({},0)", first + PAGES))
                 .bind(ended.lsn)
-                .bind(epoch_min)
+                .bind(epoch)
                 .fetch_one(&mut *tx)
                 .await
                 .map_err(SweepError::Store)?;
@@ -252,26 +211,37 @@ impl Sweeper {
         &self,
         connection: &mut PgConnection,
         ended: &Ended,
-        partitions: &[i32],
-        source_epoch: i32,
+        partitions: &BTreeMap<i32, Option<i64>>,
+        source_epoch: Option<i32>,
     ) -> Result<bool, SweepError> {
-        if ended.timestamp_millis < 0 || source_epoch == i32::MAX {
+        let Some(source_epoch) = source_epoch else { return Ok(false) };
+        let named = |&number: &i32| Partition { topic: ended.topic.clone(), number };
+        let mut places = BTreeMap::new();
+        let mut wanted = Vec::new();
+        for (number, first) in partitions {
+            match first {
+                Some(first) => drop(places.insert(named(number), *first)),
+                None => wanted.push(named(number)),
+            }
+        }
+        if ended.timestamp_millis >= 0 && !wanted.is_empty() {
+            let (kafka, timestamp) = (self.kafka.clone(), ended.timestamp_millis);
+            let asked = move || source::offsets_at(&kafka, wanted, timestamp);
+            let found = tokio::task::spawn_blocking(asked).await;
+            places.extend(found.map_err(|_| SweepError::Damaged(ended.topic.clone()))??);
+        }
+        if places.is_empty() {
             return Ok(false);
         }
-        let named = |&number: &i32| Partition { topic: ended.topic.clone(), number };
-        let wanted: Vec<_> = partitions.iter().map(named).collect();
-        let (kafka, timestamp) = (self.kafka.clone(), ended.timestamp_millis);
-        let asked = move || source::offsets_at(&kafka, wanted, timestamp);
-        let places = tokio::task::spawn_blocking(asked).await;
-        let places = places.map_err(|_| SweepError::Damaged(ended.topic.clone()))??;
         let snapshot = untold::Snapshot { lsn: ended.lsn, source_epoch };
         let told = untold::tell(connection, &places, &ended.topic, snapshot).await;
         let told = told.map_err(SweepError::Store)?;
         if told > 0 {
             tracing::info!(
                 topic = ended.topic,
-                ?partitions,
-                "partitions without a row of the source's snapshot were told of it"
+                partitions = ?partitions.keys(),
+                "partitions without a row of the source's snapshot, or in an older life of the source, \
+                 were told of it"
             );
         }
         Ok(true)
@@ -330,7 +300,7 @@ async fn decide(
         let newest = Read {
             next_offset,
             epoch: epochs.into_values().next_back().unwrap_or(0),
-            snapshot: snapshots.into_values().next_back(),
+            snapshot: snapshots.into_iter().next_back(),
         };
         read.insert(partition, newest);
     }
@@ -359,25 +329,4 @@ async fn finish(
         tracing::info!(table, rows, "removed rows that the source's snapshot did not mention");
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_go_only_when_each_partition_has_read_the_whole_snapshot() {
-        let read = |next_offset, snapshot| Read { next_offset, epoch: 2, snapshot };
-        let check = |partitions: [Read; 2], expected| {
-            let log_ends = BTreeMap::from([(0, 10), (1, 5), (2, 0)]);
-            let partitions = (0..).zip(partitions).collect();
-            assert_eq!(verdict(800, &log_ends, &partitions), expected);
-        };
-        let sweep = Verdict::Sweep { epoch_min: 2 };
-        check([read(10, Some(800)), read(5, Some(800))], sweep);
-        check([read(10, Some(800)), read(4, Some(800))], Verdict::NotYet);
-        let untold = || Verdict::Untold { partitions: vec![1], epoch_min: 2 };
-        check([read(12, Some(800)), read(5, None)], untold());
-        check([read(12, Some(800)), read(9, Some(960))], untold());
-    }
 }

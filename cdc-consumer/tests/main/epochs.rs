@@ -39,6 +39,42 @@ async fn a_snapshot_at_a_lower_lsn_begins_a_new_life_of_the_source() {
     consumer.stop().await;
 }
 
+/// A partition that was quiet since the backup was taken meets no LSN lower than its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_that_shows_no_new_life_of_the_source_learns_it_from_the_others() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    let send = async |events: &[(&Event, i32)]| {
+        let to = |&(event, partition): &(&Event, i32)| feed.message(event).to(partition);
+        world.send(&feed.topic, events.iter().map(to).collect()).await;
+        world.drained(&feed.topic, 2).await;
+    };
+    let mut users = Users::after(92);
+    send(&[(&users.put(1), 0), (&users.put(2), 1)]).await;
+    let mut restored = users.clone();
+    users.lsn = 900;
+    send(&[(&users.truncate(), 0), (&users.put(3), 0)]).await;
+    world.shows("user_view", &users.as_view()).await;
+
+    restored.lsn = 492;
+    let mut snapshot = restored.snapshot();
+    snapshot[1].snapshot = "last";
+    send(&[(&snapshot[0], 0), (&snapshot[1], 1)]).await;
+    world.shows("user_view", &restored.as_view()).await;
+
+    // A TRUNCATE compares positions of all partitions.
+    for partition in [0, 1] {
+        send(&[(&restored.put(1), 0), (&restored.put(2), 1)]).await;
+        send(&[(&restored.truncate(), partition)]).await;
+        world.shows("user_view", &[]).await;
+        send(&[(&restored.put(1), 0), (&restored.put(2), 1)]).await;
+        world.shows("user_view", &restored.as_view()).await;
+    }
+    world.counts_are_right().await;
+    consumer.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_incremental_snapshot_is_placed_by_its_sequence() {
     let world = World::new().await;

@@ -166,3 +166,27 @@ async fn partitions_that_got_nothing_between_two_snapshots_are_swept_after_each(
     world.counts_are_right().await;
     consumer.stop().await;
 }
+
+/// The row of the snapshot that mentions it waits behind the letter.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_with_a_dead_letter_is_not_swept() {
+    let world = World::new().await;
+    world.sql("alter table user_view add check (length(name) < 50)").await;
+    let feed = user_feed(&world, 2).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    let mut users = Users::default();
+    feed.send(&world, &users.puts(1..=6)).await;
+    world.drained(&feed.topic, 2).await;
+    let good = users.as_view();
+    let mut too_long = users.put(3);
+    too_long.row["name"] = "x".repeat(60).into();
+    feed.send(&world, &[too_long]).await;
+    world.drained(&feed.topic, 2).await;
+    users.delete(5); // unheard
+    feed.send(&world, &snapshot(&mut users)).await;
+    assert_eq!(swept(&world).await, "1");
+    let left: Vec<_> = good.into_iter().filter(|row| row["user_id"] != 5).collect();
+    world.shows("user_view", &left).await;
+    assert_eq!(world.text("select count(*) from cdc_dead_letter").await, "2");
+    consumer.stop().await;
+}
