@@ -235,7 +235,7 @@ async fn lineage(connection: &mut PgConnection, letter: &DeadLetter) -> anyhow::
     Ok(Lineage {
         starts: serde_json::from_str(&starts)?,
         snapshots: serde_json::from_str(&snapshots)?,
-        lsn_max: 0,
+        ..Lineage::default()
     })
 }
 

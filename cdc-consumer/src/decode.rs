@@ -304,7 +304,8 @@ impl Decoder {
             }
         };
         let repeated = progress.repeats(record.offset);
-        let position = progress.place(record.offset, envelope.lsn, envelope.origin);
+        let last_commit = || envelope.last_commit();
+        let position = progress.place(record.offset, envelope.lsn, envelope.origin, last_commit);
         let claim = batch.claim(partition, progress, record.anchor());
         let Some(view_batch) = batch.views.get_mut(view) else { return Ok(Ok(())) };
         if envelope.ends_snapshot {

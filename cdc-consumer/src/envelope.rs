@@ -24,6 +24,8 @@ pub struct Envelope<'a> {
     pub operation: Operation,
     pub after: Option<&'a [u8]>,
     pub lsn: i64,
+    /// `source.sequence`, of which few records need more than that it is there.
+    sequence: Option<&'a [u8]>,
     pub origin: Origin,
     /// The last row of a snapshot of the whole table.
     pub ends_snapshot: bool,
@@ -199,8 +201,9 @@ impl EnvelopePlan {
             after,
             lsn: source
                 .lsn
-                .or_else(|| source.sequence.and_then(sequence_lsn))
+                .or_else(|| sequence(source.sequence?)?.1)
                 .ok_or(EnvelopeError::NoPosition)?,
+            sequence: source.sequence,
             origin: source.origin.unwrap_or(Origin::Streaming),
             ends_snapshot: source.ends_snapshot,
             source_time_micros: source
@@ -208,6 +211,13 @@ impl EnvelopePlan {
                 .or(source.time_millis.map(|millis| millis.saturating_mul(1000)))
                 .unwrap_or(0),
         })
+    }
+}
+
+impl Envelope<'_> {
+    /// The LSN of the last commit that the connector had read before this change.
+    pub fn last_commit(&self) -> Option<i64> {
+        sequence(self.sequence?)?.0
     }
 }
 
@@ -298,9 +308,10 @@ fn origin(snapshot: &[u8]) -> Origin {
 }
 
 /// `source.sequence` is `["last committed lsn", "lsn"]`; reads of an incremental snapshot have only this.
-fn sequence_lsn(sequence: &[u8]) -> Option<i64> {
-    let (_, lsn): (Option<String>, Option<String>) = serde_json::from_slice(sequence).ok()?;
-    lsn?.parse().ok()
+fn sequence(text: &[u8]) -> Option<(Option<i64>, Option<i64>)> {
+    let (committed, lsn): (Option<String>, Option<String>) = serde_json::from_slice(text).ok()?;
+    let parse = |lsn: Option<String>| lsn.and_then(|lsn| lsn.parse().ok());
+    Some((parse(committed), parse(lsn)))
 }
 
 /// How to step over a branch of `after`, unless it is null.

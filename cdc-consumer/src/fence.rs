@@ -7,7 +7,7 @@ use sqlx::{PgConnection, Row};
 
 use crate::batch::Claim;
 use crate::database::Generation;
-use crate::offsets::{Anchor, Lineage, Partition, Progress};
+use crate::offsets::{Anchor, ChunkRow, Lineage, Partition, Progress};
 
 /// Why progress could not be read or moved.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +64,8 @@ pub async fn acquire(
     let epoch = row.try_get("epoch").map_err(failed)?;
     let anchor_offset: Option<i64> = row.try_get("anchor_offset").map_err(failed)?;
     let anchor_timestamp: Option<i64> = row.try_get("anchor_timestamp").map_err(failed)?;
+    let chunk_offset: Option<i64> = row.try_get("chunk_offset").map_err(failed)?;
+    let chunk_lsn: Option<i64> = row.try_get("chunk_lsn").map_err(failed)?;
     Ok(Progress {
         anchor: anchor_offset
             .zip(anchor_timestamp)
@@ -73,6 +75,7 @@ pub async fn acquire(
             starts: serde_json::from_str(&starts).map_err(damaged)?,
             lsn_max: row.try_get("source_lsn_max").map_err(failed)?,
             snapshots: serde_json::from_str(&snapshots).map_err(damaged)?,
+            chunk: chunk_offset.zip(chunk_lsn).map(|(offset, lsn)| ChunkRow { offset, lsn }),
         },
         ..Progress::new(next_offset, epoch)
     })
@@ -112,7 +115,7 @@ const ACQUIRE: &str = "
         next_offset = coalesce($5, o.next_offset),
         updated_at = now()
     returning next_offset, epoch, seen_offset, source_lsn_max, source_epochs::text,
-        source_snapshots::text, anchor_offset, anchor_timestamp";
+        source_snapshots::text, anchor_offset, anchor_timestamp, chunk_offset, chunk_lsn";
 
 /// The fence: the first statement of every batch.
 ///
@@ -125,10 +128,11 @@ const FENCE: &str = "
     with claimed as (
         select *
         from unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
-                    $7::bigint[], $8::text[], $9::bigint[], $10::bigint[], $11::text[])
+                    $7::bigint[], $8::text[], $9::bigint[], $10::bigint[], $11::text[],
+                    $14::bigint[], $15::bigint[])
             as c (topic, partition, first_offset, next_offset, epoch, seen_offset,
                   source_lsn_max, source_epochs, anchor_offset, anchor_timestamp,
-                  source_snapshots)
+                  source_snapshots, chunk_offset, chunk_lsn)
     ),
     locked as (
         select o.topic, o.partition
@@ -149,6 +153,8 @@ const FENCE: &str = "
         source_snapshots = c.source_snapshots::jsonb,
         anchor_offset = c.anchor_offset,
         anchor_timestamp = c.anchor_timestamp,
+        chunk_offset = c.chunk_offset,
+        chunk_lsn = c.chunk_lsn,
         updated_at = now()
     from claimed c
     join locked l on l.topic = c.topic and l.partition = c.partition
@@ -196,6 +202,10 @@ pub async fn pass(
         .bind(claims.iter().map(|claim| by_offset(&claim.lineage.snapshots)).collect::<Vec<_>>())
         .bind(counter_slot.to_string())
         .bind(generation)
+        .bind(
+            claims.iter().map(|claim| claim.lineage.chunk.map(|it| it.offset)).collect::<Vec<_>>(),
+        )
+        .bind(claims.iter().map(|claim| claim.lineage.chunk.map(|it| it.lsn)).collect::<Vec<_>>())
         .fetch_all(connection)
         .await
         .map_err(FenceError::Move)?;

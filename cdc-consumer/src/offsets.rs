@@ -100,6 +100,15 @@ pub struct Lineage {
     pub lsn_max: i64,
     /// First offset of each snapshot of the whole table, and the LSN its rows share.
     pub snapshots: BTreeMap<i64, i64>,
+    /// The row of an incremental snapshot read last, in whatever session.
+    pub chunk: Option<ChunkRow>,
+}
+
+/// A row of an incremental snapshot. Its LSN is that of the last log record before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkRow {
+    pub offset: i64,
+    pub lsn: i64,
 }
 
 impl Lineage {
@@ -107,6 +116,7 @@ impl Lineage {
     /// is there: epochs and snapshots are only ever added.
     pub fn follow(&mut self, newer: &Self) {
         self.lsn_max = newer.lsn_max;
+        self.chunk = newer.chunk;
         if self.starts.len() != newer.starts.len() {
             self.starts.clone_from(&newer.starts);
         }
@@ -135,14 +145,26 @@ impl Lineage {
         self.lsn_max = self.lsn_max.max(lsn);
     }
 
-    /// A change written before a snapshot and committed after it is not in the snapshot: its LSN is lower,
-    /// yet it is newer. It stands right behind the snapshot. Real LSNs are multiples of 8, so no other
-    /// change stands there.
-    fn position_of(&self, offset: i64, lsn: i64, origin: Origin) -> SourcePosition {
-        let snapshot = self.snapshots.range(..=offset).next_back().map(|(_, &lsn)| lsn);
-        let overtaken = snapshot.filter(|snapshot| origin == Origin::Streaming && lsn < *snapshot);
-        let lsn = overtaken.map_or(lsn, |snapshot| snapshot + 1);
-        SourcePosition { epoch: self.epoch_at(offset), lsn }
+    /// Where a change stands. Written before a snapshot and committed after it, it is not in the snapshot:
+    /// its LSN is lower, yet it is newer, and it stands right behind the snapshot. Real LSNs are multiples
+    /// of 8, so no other change stands there.
+    fn position_of(
+        &self,
+        offset: i64,
+        lsn: i64,
+        origin: Origin,
+        last_commit: impl FnOnce() -> Option<i64>,
+    ) -> SourcePosition {
+        let mut position = SourcePosition { epoch: self.epoch_at(offset), lsn };
+        if origin == Origin::Streaming {
+            let snapshot = self.snapshots.range(..=offset).next_back().map(|(_, &lsn)| lsn);
+            let chunk = self.chunk.filter(|chunk| chunk.offset < offset && lsn < chunk.lsn);
+            // What the connector sends again was committed before the chunk was read, and is in it.
+            let chunk = chunk.filter(|chunk| last_commit().is_some_and(|last| last >= chunk.lsn));
+            let overtaken = snapshot.max(chunk.map(|chunk| chunk.lsn)).filter(|it| lsn < *it);
+            position.lsn = overtaken.map_or(lsn, |overtaken| overtaken + 1);
+        }
+        position
     }
 
     /// The LSN of the newest snapshot.
@@ -188,12 +210,22 @@ impl Progress {
         before.unwrap_or(self.next_offset)
     }
 
-    /// Places a change and advances the lineage. Returns its position for the row guard.
-    pub fn place(&mut self, offset: i64, lsn: i64, origin: Origin) -> SourcePosition {
+    /// Places a change and advances the lineage. Returns its position for the row guard. `last_commit`: the
+    /// LSN of the last commit that the connector had read before the change.
+    pub fn place(
+        &mut self,
+        offset: i64,
+        lsn: i64,
+        origin: Origin,
+        last_commit: impl FnOnce() -> Option<i64>,
+    ) -> SourcePosition {
         if !self.repeats(offset) {
             self.lineage.advance(offset, lsn, origin);
         }
-        self.lineage.position_of(offset, lsn, origin)
+        if origin == Origin::IncrementalSnapshot {
+            self.lineage.chunk = Some(ChunkRow { offset, lsn });
+        }
+        self.lineage.position_of(offset, lsn, origin, last_commit)
     }
 
     /// Whether the record at `offset` was read before, in whatever session.
@@ -228,7 +260,7 @@ mod tests {
     }
 
     fn take(progress: &mut Progress, offset: i64, lsn: i64, origin: Origin) -> SourcePosition {
-        let position = progress.place(offset, lsn, origin);
+        let position = progress.place(offset, lsn, origin, || Some(lsn - 8));
         progress.advance_to(next_after(offset));
         position
     }
@@ -275,11 +307,11 @@ mod tests {
         assert_eq!(positions, [100, 800, 801, 808]);
         progress.next_offset = 0;
         assert_eq!(
-            progress.place(2, 720, Origin::Streaming).lsn,
+            progress.place(2, 720, Origin::Streaming, || None).lsn,
             801,
             "also when it is read again"
         );
-        assert_eq!(progress.place(0, 100, Origin::Streaming).lsn, 100);
+        assert_eq!(progress.place(0, 100, Origin::Streaming, || None).lsn, 100);
     }
 
     #[test]
@@ -288,5 +320,24 @@ mod tests {
         take(&mut progress, 0, 900, Origin::Streaming);
         assert_eq!(take(&mut progress, 1, 100, Origin::Streaming).epoch, 0);
         assert_eq!(take(&mut progress, 2, 100, Origin::IncrementalSnapshot).epoch, 0);
+    }
+
+    #[test]
+    fn a_change_committed_after_a_chunk_that_missed_it_stands_behind_its_rows() {
+        let mut progress = progress();
+        let mut place = |offset, lsn, origin, last_commit| {
+            let position = progress.place(offset, lsn, origin, || Some(last_commit));
+            progress.advance_to(next_after(offset));
+            position.lsn
+        };
+        assert_eq!(place(0, 40, Origin::Streaming, 32), 40);
+        assert_eq!(place(1, 100, Origin::IncrementalSnapshot, 96), 100);
+        assert_eq!(place(2, 88, Origin::Streaming, 104), 101, "open when the chunk was read");
+        assert_eq!(place(3, 40, Origin::Streaming, 32), 40, "sent again after a crash");
+        assert_eq!(place(4, 120, Origin::Streaming, 112), 120);
+        // Read again from the start, each has its place as before.
+        assert_eq!(place(0, 40, Origin::Streaming, 32), 40);
+        assert_eq!(place(1, 100, Origin::IncrementalSnapshot, 96), 100);
+        assert_eq!(place(2, 88, Origin::Streaming, 104), 101);
     }
 }

@@ -77,6 +77,8 @@ async fn move_to(
              seen_offset = case when $4 then 0 else seen_offset end,
              anchor_offset = case when $4 then null else anchor_offset end,
              anchor_timestamp = case when $4 then null else anchor_timestamp end,
+             chunk_offset = case when $4 then null else chunk_offset end,
+             chunk_lsn = case when $4 then null else chunk_lsn end,
              source_snapshots = case when $4 then '{}' else source_snapshots end,
              source_epochs = case
                  when $4 then coalesce(

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use sqlx::Executor;
+use sqlx::{Connection, Executor};
 use tokio::task::JoinHandle;
 
 use crate::harness::connector::{CONNECT_SOON, Source};
@@ -151,6 +151,37 @@ async fn an_incremental_snapshot_under_load_mends_the_view() {
     })
     .await;
     assert!(load.stop().await > 50, "there was no load");
+    source.is_shown(&world, &consumer, "item", &columns).await;
+    consumer.stop().await;
+}
+
+/// Its changes have lower LSNs than the rows of the chunk, which do not contain them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_is_open_while_a_chunk_is_read_is_not_lost() {
+    let view = "create table item (id bigint primary key, name text, amount int, note text)";
+    let settings = [("signal.data.collection", "public.debezium_signal")];
+    let (world, source) = items(view, &settings).await;
+    source.sql("create table debezium_signal (id text primary key, type text, data text)").await;
+    let columns = ["id", "name", "amount", "note"];
+    let consumer = Consumer::start(&world, &declared(&source, ""), &[]);
+    source.is_shown(&world, &consumer, "item", &columns).await;
+
+    let mut open = source.db().await;
+    let mut transaction = open.begin().await.expect("a transaction");
+    for change in ["update item set name = 'late' where id < 5", "delete from item where id > 15"] {
+        transaction.execute(change).await.expect("a change");
+    }
+    world.sql("update item set name = 'damaged'").await;
+    let order = r#"{"data-collections": ["public.item"], "type": "incremental"}"#;
+    source
+        .sql(&format!("insert into debezium_signal values ('1', 'execute-snapshot', '{order}')"))
+        .await;
+    wait_until("the chunk to be applied", CONNECT_SOON, || async {
+        let damaged = world.text("select count(*) from item where name = 'damaged'").await;
+        if damaged == "0" { Ok(()) } else { Err(format!("{damaged} rows are damaged")) }
+    })
+    .await;
+    transaction.commit().await.expect("a commit");
     source.is_shown(&world, &consumer, "item", &columns).await;
     consumer.stop().await;
 }

@@ -90,6 +90,48 @@ async fn changes_committed_after_a_snapshot_that_missed_them_are_kept() {
     consumer.stop().await;
 }
 
+/// The rows of an incremental snapshot come between changes. A transaction that was open when they were read
+/// is sent behind them, with lower LSNs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_committed_after_a_chunk_that_missed_them_are_kept() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    let mut users = Users::default();
+    let first = users.puts(1..=10);
+    feed.send(&world, &first).await;
+    world.drained(&feed.topic, 1).await;
+
+    let mut committed_later = users.clone();
+    let late = [committed_later.put(5), committed_later.put(11), committed_later.delete(7)];
+    users.lsn = committed_later.lsn + 8;
+    let chunk: Vec<_> = (4..=8).filter_map(|id| users.read(id)).collect();
+    feed.send(&world, &chunk).await;
+    world.drained(&feed.topic, 1).await;
+    // Between the chunk and the commit the partition changes hands.
+    let outcome = consumer.stop().await;
+    assert_eq!(outcome.stale, 0, "{outcome:?}");
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    let last_commit = users.lsn + 8;
+    let late: Vec<_> = late.into_iter().map(|event| Event { last_commit, ..event }).collect();
+    feed.send(&world, &late).await;
+    world.drained(&feed.topic, 1).await;
+    world.shows("user_view", &committed_later.as_view()).await;
+
+    // What the connector sends again after a crash is older than the chunk, and stays so.
+    world.audit().await;
+    feed.send(&world, &first).await;
+    world.drained(&feed.topic, 1).await;
+    world.shows("user_view", &committed_later.as_view()).await;
+    // A replay finds each change in its place again.
+    offsets_reset(&world, &["--topic", &feed.topic, "--execute"]).await.expect("a reset");
+    world.drained(&feed.topic, 1).await;
+    world.shows("user_view", &committed_later.as_view()).await;
+    world.never_went_back().await;
+    world.counts_are_right().await;
+    consumer.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_outside_a_partial_snapshot_are_kept_where_the_declaration_says_so() {
     let world = World::new().await;

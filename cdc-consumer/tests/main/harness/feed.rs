@@ -22,13 +22,16 @@ pub(crate) struct Event {
     /// The row; of a delete, at least the key. Null for a TRUNCATE.
     pub(crate) row: Json,
     pub(crate) lsn: i64,
+    /// LSN of the last commit that the connector read before it.
+    pub(crate) last_commit: i64,
     /// `source.snapshot`.
     pub(crate) snapshot: &'static str,
 }
 
 impl Event {
     pub(crate) fn new(op: &'static str, lsn: i64, row: Json) -> Self {
-        Self { op, row, lsn, snapshot: if op == "r" { "true" } else { "false" } }
+        let snapshot = if op == "r" { "true" } else { "false" };
+        Self { op, row, lsn, last_commit: lsn - 1, snapshot }
     }
 }
 
@@ -92,7 +95,7 @@ impl Feed {
                 "version": "3.6.3.Final", "connector": "postgresql", "name": "test-service",
                 "ts_ms": micros / 1000, "ts_us": micros, "ts_ns": micros * 1000,
                 "snapshot": event.snapshot, "db": "user_db", "schema": "public", "table": "things",
-                "sequence": format!("[\"{}\",\"{}\"]", event.lsn - 1, event.lsn),
+                "sequence": format!("[\"{}\",\"{}\"]", event.last_commit, event.lsn),
                 "txId": if snapshot_read { Json::Null } else { json!(event.lsn) },
                 "lsn": if snapshot_read { Json::Null } else { json!(event.lsn) },
             },
