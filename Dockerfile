@@ -2,7 +2,7 @@
 # One image with the project's programs: user-api, post-api, cdc-consumer, migrate, and the script
 # that registers the connectors. docker-compose.yml says which one a container runs.
 
-FROM rust:1.95-slim-trixie AS build
+FROM rust:1.95.0-slim-trixie AS build
 # librdkafka is compiled from source (make, a C++ compiler, zlib) against the system's OpenSSL.
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends g++ libssl-dev make pkg-config zlib1g-dev \
