@@ -215,6 +215,50 @@ fn every_service_is_limited_watched_and_pinned() {
 }
 
 #[test]
+fn one_service_builds_the_image_and_all_that_run_it_wait_for_that_one() {
+    let compose = Compose::read();
+    let builders: Vec<&String> = compose
+        .services()
+        .filter(|(_, service)| !service["build"].is_null())
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(builders, ["migrate"]);
+    let image = compose.text("migrate", "image");
+    for (name, service) in compose.services().filter(|(_, service)| service["image"] == image) {
+        assert_eq!(service["pull_policy"], "never", "{name} looks for the image elsewhere");
+        if name != "migrate" {
+            let condition = &service["depends_on"]["migrate"]["condition"];
+            assert_eq!(condition, "service_completed_successfully", "{name}");
+        }
+    }
+}
+
+#[test]
+fn whatever_others_wait_for_may_be_slow_in_its_first_start() {
+    let compose = Compose::read();
+    for (name, service) in compose.services() {
+        for (other, wait) in service["depends_on"].as_object().into_iter().flatten() {
+            if wait["condition"] == "service_healthy" {
+                let period = &compose.service(other)["healthcheck"]["start_period"];
+                assert_eq!(period, "300s", "{other}, for which {name} waits");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_image_has_the_compiler_of_the_local_stack() {
+    let read = |name: &str| fs::read_to_string(root().join(name)).expect("the file can be read");
+    let toolchain = read("rust-toolchain.toml");
+    let version = toolchain.split('"').nth(1).expect("a channel in quotes").to_owned();
+    let dockerfile = read("Dockerfile");
+    for use_of_it in [format!("FROM rust:{version}-slim"), format!("RUSTUP_TOOLCHAIN={version}\n")]
+    {
+        assert!(dockerfile.contains(&use_of_it), "Dockerfile lacks {use_of_it}");
+    }
+}
+
+#[test]
 fn names_the_original_example_used_still_work() {
     let compose = Compose::read();
     assert!(compose.has("post-service-kafka"), "docker-compose logs -f post-service-kafka");
