@@ -89,7 +89,8 @@ find_tools() { # sets tools to path, path.sh, dev or container
 
 local_stack_runs() {
   local status
-  [ -x "$root/dev" ] || return 1
+  # Where it was never built it does not run, and ./dev would first install what it needs, and build.
+  (cd "$root" && [ -x "${CARGO_TARGET_DIR:-target}/debug/devstack" ]) || return 1
   # Status fails while any process is missing; only the broker matters here.
   status=$("$root/dev" status --json 2>/dev/null) || true
   tr -d ' \n' <<<"$status" | grep -q '"name":"kafka","state":"healthy"'

@@ -1,6 +1,10 @@
 //! The original's story: rows of the view deleted by hand, the topic read again from the start.
 
 use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -21,6 +25,8 @@ const EQUAL_DEADLINE: Duration = Duration::from_mins(3);
 const CONSUMER: Service = Service::Consumer(1);
 /// What the script says by its exit code when the group has members.
 const STILL_ACTIVE: i32 = 4;
+/// ... when it found nothing to reach Kafka with.
+const NO_TOOLS: i32 = 3;
 
 #[tokio::test]
 async fn a_replay_brings_rows_back_and_moves_none_backward() {
@@ -64,6 +70,42 @@ async fn a_replay_brings_rows_back_and_moves_none_backward() {
         system.report.line("looks of the watcher", watcher.stop().await.to_string());
     })
     .await;
+}
+
+#[tokio::test]
+async fn the_script_asks_the_local_stack_only_where_it_was_built() {
+    let (root, repository) = (temporary(), Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap());
+    for directory in ["scripts", "bin", "target/debug"] {
+        fs::create_dir_all(root.join(directory)).unwrap();
+    }
+    let script = root.join("scripts/kafka-replay.sh");
+    fs::copy(repository.join("scripts/kafka-replay.sh"), &script).unwrap();
+    program(&root.join("dev"), "touch \"${0%/*}/asked\"");
+    program(&root.join("bin/docker"), "exit 1");
+    let run = async || {
+        let path = format!("{}:/usr/bin:/bin", root.join("bin").display());
+        let mut command = Command::new(&script);
+        command.args(["-t", "user-events"]).env("PATH", path).env_remove("CARGO_TARGET_DIR");
+        ended(command.output().await.unwrap())
+    };
+
+    let without = run().await;
+    assert_eq!(without.code, Some(NO_TOOLS), "{}", without.text);
+    assert!(!root.join("asked").exists(), "./dev was run, which installs and builds");
+
+    program(&root.join("target/debug/devstack"), "exit 1");
+    let with = run().await;
+    assert!(root.join("asked").exists(), "./dev was not run: {}", with.text);
+    fs::remove_dir_all(root).unwrap();
+}
+
+fn temporary() -> PathBuf {
+    std::env::temp_dir().join(format!("replay-{:x}", rand::random::<u64>()))
+}
+
+fn program(path: &Path, line: &str) {
+    fs::write(path, format!("#!/bin/sh\n{line}\n")).unwrap();
+    fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
 }
 
 struct Users {
@@ -112,6 +154,10 @@ async fn replay(system: &System) -> Ended {
         .output()
         .await
         .unwrap();
+    ended(output)
+}
+
+fn ended(output: Output) -> Ended {
     let text = [output.stdout, output.stderr].concat();
     Ended { code: output.status.code(), text: String::from_utf8_lossy(&text).into_owned() }
 }
