@@ -1,5 +1,5 @@
 //! Draws the result of a `load` as SVG: users answered and rows in the view over time, beside the
-//! original's average rates.
+//! original's average rate of users. When it had how many rows in its view is not known.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use serde::Deserialize;
 
 use crate::figures::float;
-use crate::load::{ORIGINAL_IN_VIEW, ORIGINAL_SECONDS, ORIGINAL_USERS};
+use crate::load::{ORIGINAL_SECONDS, ORIGINAL_USERS};
 use crate::plot::{INK, WIDTH};
 
 /// Of the chart; below it stands a row for each curve.
@@ -32,12 +32,11 @@ struct Curve {
 }
 
 impl Result {
-    fn curves(&self) -> [Curve; 4] {
+    fn curves(&self) -> [Curve; 3] {
         let end = (self.seconds, float(self.users));
         let complete = (self.seconds + self.view_complete_after_seconds, float(self.users));
         let users = self.progress.iter().map(|(at, users, _)| (*at, float(*users)));
         let rows = self.progress.iter().map(|(at, _, rows)| (*at, float(*rows)));
-        let original = |count: u64| vec![(0.0, 0.0), (ORIGINAL_SECONDS, float(count))];
         [
             Curve {
                 title: "users answered",
@@ -52,12 +51,7 @@ impl Result {
             Curve {
                 title: "the original: users answered, on average",
                 color: RGBColor(0xa8, 0xb2, 0xbd),
-                points: original(ORIGINAL_USERS),
-            },
-            Curve {
-                title: "the original: rows in the view, on average",
-                color: RGBColor(0x6e, 0x77, 0x81),
-                points: original(ORIGINAL_IN_VIEW),
+                points: vec![(0.0, 0.0), (ORIGINAL_SECONDS, float(ORIGINAL_USERS))],
             },
         ]
     }
