@@ -33,8 +33,8 @@ pub(crate) struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   ./dev demo                                   everything up, four scenarios played, URLs printed
-  ./dev test                                   everything that CI runs
-  ./dev guards                                 every guard of the consumer is one that a test misses
+  ./dev test                                   what CI runs, but for the fuzzing
+  ./dev guards                                 shows that a test fails when a guard is removed
   ./dev fuzz --seconds 600                     ten minutes of hostile bytes for every decoder
   ./dev logs cdc-consumer -f                   follow one log
   ./dev psql posts -c 'select * from user_view'

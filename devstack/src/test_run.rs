@@ -1,4 +1,4 @@
-//! `./dev test`: everything CI runs, against the stack that is up.
+//! `./dev test`: what CI runs but for the fuzzing, against the stack that is up.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
