@@ -1,8 +1,8 @@
 //! Keeps PostgreSQL tables equal to the source tables whose changes Debezium writes to Kafka.
 //!
 //! A record becomes a row in six steps, one type each; ARCHITECTURE.md walks through them.
-//! Modules in reading order: what is declared, what arrives, what becomes of it, how it takes effect,
-//! and who decides.
+//! Groups of modules in reading order: what is declared, what arrives, what becomes of it, how it takes
+//! effect, and who decides; within a group by the alphabet.
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 pub mod config;
