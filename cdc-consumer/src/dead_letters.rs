@@ -161,7 +161,8 @@ async fn retry(settings: &RetrySettings, out: &mut impl Write) -> anyhow::Result
     }
     // These records were counted when they were kept aside; the offsets stay where they are.
     batch.claims.clear();
-    match apply::apply(&mut tx, &target, &batch, Care::Sets).await? {
+    let attempt = apply::apply(&mut tx, &target, &batch, Care::Sets).await;
+    match attempt.context("could not apply the dead letters of this key, which stay")? {
         Attempt::Applied(_) if database.current_generation().await? == generation => {
             tx.commit().await?;
         }

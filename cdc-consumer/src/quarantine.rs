@@ -26,6 +26,9 @@ pub enum QuarantineError {
          bad data; look at `cdc-consumer dead-letters list`, mend the cause, then start again"
     )]
     Flood { open: i64, limit: i64 },
+    /// A batch without claims: it is made of dead letters.
+    #[error("record {offset} was kept aside already and is refused again: {error}")]
+    Again { offset: i64, error: String },
 }
 
 /// A change that is kept aside instead of applied.
@@ -162,7 +165,9 @@ pub async fn store(
 ) -> Result<u64, QuarantineError> {
     let count = faults.len() as u64;
     for fault in faults {
-        let Some(claim) = batch.claims.get(fault.claim) else { continue };
+        let Some(claim) = batch.claims.get(fault.claim) else {
+            return Err(QuarantineError::Again { offset: fault.offset, error: fault.error });
+        };
         let record = target.fetcher.fetch(&claim.partition, fault.offset).await?;
         let (record_key, record_value) = record.unwrap_or_default();
         let schema_id = record_value

@@ -41,15 +41,20 @@ async fn retry_with(world: &World, views: &str, registry: &str) -> anyhow::Resul
     dead_letters(world, &["retry", &id, &views, &brokers, &registry]).await
 }
 
-/// A view with a narrow column, and a consumer of its topic that kept aside a row that was too long for it,
-/// with the change that came after it.
-async fn kept_aside() -> (World, Feed, String, Consumer) {
+/// A view with a narrow column, and a consumer of its topic.
+async fn notes() -> (World, Feed, String, Consumer) {
     let world = World::new().await;
     world.view("create table note (id bigint primary key, title varchar(5))", "note").await;
     let fields = json!([{"name": "id", "type": "long"}, {"name": "title", "type": "string"}]);
     let feed = Feed::new(&world, 1, &fields, &["id"]).await;
     let views = format!("[[view]]\ntopic = '{}'\ntable = 'note'\n", feed.topic);
     let consumer = Consumer::start(&world, &views, &[]);
+    (world, feed, views, consumer)
+}
+
+/// The same after a row was kept aside that was too long for the column, with the change that came after it.
+async fn kept_aside() -> (World, Feed, String, Consumer) {
+    let (world, feed, views, consumer) = notes().await;
     for event in [
         Event::new("c", 1, note(1, "ok")),
         Event::new("c", 2, note(2, "too long")),
@@ -86,6 +91,27 @@ async fn a_retried_dead_letter_becomes_its_row_with_all_that_waited_behind_it() 
     // Its key goes on.
     feed.send(&world, &[Event::new("u", 4, note(2, "last"))]).await;
     world.shows("note", &[note(1, "ok"), note(2, "last")]).await;
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_with_no_row_to_keep_a_value_from_leaves_the_dead_letter() {
+    let (world, feed, views, consumer) = notes().await;
+    feed.send(&world, &[Event::new("u", 1, note(2, "__debezium_unavailable_value"))]).await;
+    world.drained(&feed.topic, 1).await;
+    assert_eq!(world.dead_letters().await.len(), 1);
+    let refused = retry(&world, &views).await.expect_err("there is no row");
+    let refused = format!("{refused:#}");
+    assert!(refused.contains("did not send an unchanged long value"), "{refused}");
+    assert_eq!(world.dead_letters().await.len(), 1, "it is still there");
+
+    // What its error advises: the row as a whole, which waits behind it.
+    feed.send(&world, &[Event::new("u", 2, note(2, "whole"))]).await;
+    world.drained(&feed.topic, 1).await;
+    let said = retry(&world, &views).await.unwrap();
+    assert_eq!(said, "applied 2 dead letters of this key\n");
+    world.shows("note", &[note(2, "whole")]).await;
+    assert_eq!(world.dead_letters().await, [""; 0]);
     consumer.stop().await;
 }
 
