@@ -162,10 +162,11 @@ fn of_database(error: &sqlx::Error) -> Recovery {
 
 /// SQLSTATEs that waiting mends: connections (08), serialization and deadlocks (40), full disks and too
 /// many connections (53), shutdown, crash, start-up and cancelled statements (57), system errors (58),
-/// locks not to be had (55P03), a transaction the server ended because we were too slow (25P03, 25P04).
+/// locks not to be had (55P03), a transaction the server ended because we were too slow (25P03, 25P04), a
+/// server that only reads (25006): after a failover, a standby that the address still leads to.
 fn passes(code: &str) -> bool {
     ["08", "40", "53", "57", "58"].iter().any(|class| code.starts_with(class))
-        || ["55P03", "25P03", "25P04"].contains(&code)
+        || ["55P03", "25006", "25P03", "25P04"].contains(&code)
 }
 
 /// A migration changed a table since we read the catalogue: no such table (42P01), no such column
@@ -237,7 +238,9 @@ mod tests {
 
     #[test]
     fn only_what_waiting_can_mend_is_retried() {
-        for code in ["08006", "40001", "40P01", "53100", "57P01", "57P03", "58030", "55P03"] {
+        for code in
+            ["08006", "25006", "40001", "40P01", "53100", "57P01", "57P03", "58030", "55P03"]
+        {
             assert!(passes(code), "{code} passes");
         }
         for code in ["22003", "23505", "28P01", "42501", "42601", "XX001"] {

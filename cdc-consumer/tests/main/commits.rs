@@ -69,3 +69,31 @@ async fn a_database_that_is_away_is_waited_for() {
     let outcome = consumer.stop().await;
     assert_eq!((total(&outcome), outcome.quarantined), (41, 0), "{outcome:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_only_reads_for_a_while_is_waited_for() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    let mut users = Users::default();
+    feed.send(&world, &users.puts(1..=20)).await;
+    world.drained(&feed.topic, 2).await;
+
+    // As after a failover, when the address still leads to a standby.
+    let only_reads = format!(
+        "alter role cdc_consumer in database {} set default_transaction_read_only",
+        world.name
+    );
+    let reconnect = "select pg_terminate_backend(pid) from pg_stat_activity
+        where datname = current_database() and usename = 'cdc_consumer'";
+    world.sql(&format!("{only_reads} = on")).await;
+    world.sql(reconnect).await;
+    feed.send(&world, &users.puts(10..=30)).await;
+    consumer.complains("read-only transaction").await;
+    world.sql(&format!("{only_reads} = off")).await;
+    world.sql(reconnect).await;
+    world.shows("user_view", &users.as_view()).await;
+    world.drained(&feed.topic, 2).await;
+    world.counts_are_right().await;
+    consumer.stop().await;
+}
