@@ -33,6 +33,7 @@ mod copy;
 pub mod database;
 pub mod fence;
 mod mentioned;
+mod open_letters;
 mod prune;
 pub mod quarantine;
 pub mod sql;

@@ -25,6 +25,7 @@ pub const BATCH: &str = "cdc_batch_records";
 const RECORDS: &str = "cdc_records_total";
 const LAG: &str = "cdc_lag_records";
 const FENCED: &str = "cdc_fenced_total";
+const LETTERS: &str = "cdc_dead_letters_open";
 const SWEPT: &str = "cdc_swept_rows_total";
 const PAUSES: &str = "cdc_fetch_pauses_total";
 const REPLAYS: &str = "cdc_operator_resets_total";
@@ -46,6 +47,10 @@ pub fn describe() {
         FENCED,
         "Batches held back because somebody else owns a partition."
     );
+    ::metrics::describe_gauge!(
+        LETTERS,
+        "Dead letters of a view as its table has them, whichever process kept them aside."
+    );
     ::metrics::describe_counter!(
         SWEPT,
         "Rows removed because a snapshot of the whole source table did not mention them."
@@ -58,6 +63,13 @@ pub fn describe() {
         REPLAYS,
         "Offsets an operator moved with Kafka's tools, honoured."
     );
+}
+
+/// How many records of a view are kept aside.
+pub fn dead_letters_open(view: String, reason: String, count: i64) {
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; the table is far smaller")]
+    let count = count as f64;
+    ::metrics::gauge!(LETTERS, "view" => view, "reason" => reason).set(count);
 }
 
 /// Counts rows that a snapshot did not mention.

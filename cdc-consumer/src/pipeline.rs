@@ -21,6 +21,7 @@ use crate::decode::{DecodeError, View};
 use crate::fence::FenceError;
 use crate::group::Group;
 use crate::offsets::{Anchor, Partition};
+use crate::open_letters;
 use crate::prune;
 use crate::recovery::{self, Backoff, Recovery};
 use crate::refetch::RecordFetcher;
@@ -146,7 +147,7 @@ pub async fn run(
 /// A session about to begin, with what accompanies it.
 struct Prepared {
     session: Session,
-    /// Pruning and sweeping, for as long as the session lasts.
+    /// Pruning, sweeping and counting, for as long as the session lasts.
     housekeeping: BoxFuture<'static, ()>,
 }
 
@@ -210,6 +211,7 @@ async fn prepare(
         Arc::clone(&views),
         settings.limits.deleted_keys_kept,
     );
+    let counting = open_letters::run(database.clone(), generation, Arc::clone(&views));
     let sweeper = Sweeper {
         database: database.clone(),
         generation,
@@ -229,7 +231,7 @@ async fn prepare(
     };
     let session = Session::new(settings, parts);
     let housekeeping = async move {
-        tokio::join!(pruning, sweeper.run());
+        tokio::join!(pruning, counting, sweeper.run());
     };
     Ok(Prepared { session, housekeeping: housekeeping.boxed() })
 }

@@ -8,9 +8,9 @@ use clap::Parser;
 use serde_json::{Value as Json, json};
 use tokio::net::TcpListener;
 
-use crate::harness::World;
-use crate::harness::consumer::Consumer;
+use crate::harness::consumer::{Consumer, Process};
 use crate::harness::feed::{Event, Feed};
+use crate::harness::{SOON, World, wait_until};
 
 /// `cdc-consumer dead-letters` with these arguments; returns what it printed.
 async fn dead_letters(world: &World, arguments: &[&str]) -> anyhow::Result<String> {
@@ -221,4 +221,35 @@ async fn a_batch_that_waited_for_a_drop_parks_nothing_behind_what_is_gone() {
     world.shows("note", &[note(1, "ok"), note(2, "fits")]).await;
     assert_eq!(world.dead_letters().await, [""; 0]);
     consumer.stop().await;
+}
+
+/// Waits until the consumer's metrics show so many open dead letters.
+async fn gauge_shows(port: u16, reason: &str, count: u64) {
+    let line = format!("cdc_dead_letters_open{{view=\"note\",reason=\"{reason}\"}} {count}");
+    wait_until(&line, SOON, || async {
+        let asked = reqwest::get(format!("http://127.0.0.1:{port}/metrics")).await;
+        let metrics = asked.map_err(|error| error.to_string())?.text().await;
+        let metrics = metrics.map_err(|error| error.to_string())?;
+        if metrics.lines().any(|shown| shown == line) { Ok(()) } else { Err(metrics) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_metrics_of_a_new_process_show_the_dead_letters_there_are() {
+    let (world, _feed, views, consumer) = kept_aside().await;
+    consumer.stop().await;
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let listen = format!("--consumer-listen=127.0.0.1:{port}");
+    let process = Process::start(&world, &views, 1, &[&listen]);
+    gauge_shows(port, "refused", 1).await;
+    gauge_shows(port, "parked", 1).await;
+
+    let id = world.text("select min(id) from cdc_dead_letter").await;
+    dead_letters(&world, &["drop", &id]).await.unwrap();
+    gauge_shows(port, "refused", 0).await;
+    gauge_shows(port, "parked", 0).await;
+    process.kill();
 }
