@@ -70,8 +70,14 @@ pub enum GenerationError {
     NotPositive,
 }
 
+/// What the consumer may do with a generation's tables.
+const WORK: &str = "select, insert, update, delete, truncate";
+
 /// Creates what all generations share and this generation's schema, and makes the schema the
 /// connection's search path.
+///
+/// What a migration makes there is the consumer's from the moment it commits: the next batch of a running
+/// one may fire a new trigger that writes a new table.
 pub(crate) async fn enter(
     db: &mut PgConnection,
     generation: Generation,
@@ -85,13 +91,14 @@ pub(crate) async fn enter(
          );
          grant select on public.cdc_generation to post_api, cdc_consumer;
          create schema if not exists {schema};
+         alter default privileges in schema {schema} grant {WORK} on tables to cdc_consumer;
          set search_path to {schema}"
     );
     execute(db, statements).await.map_err(|source| MigrateError::Generation { generation, source })
 }
 
-/// Lets the consumer work in the generation. Readers need nothing here: a thin view reads with
-/// its owner's rights.
+/// Lets the consumer work in the generation, also in tables from before they were its own by default. Readers
+/// need nothing here: a thin view reads with its owner's rights.
 pub(crate) async fn grant(
     db: &mut PgConnection,
     generation: Generation,
@@ -99,8 +106,7 @@ pub(crate) async fn grant(
     let schema = generation.schema();
     let statements = format!(
         "grant usage on schema {schema} to cdc_consumer;
-         grant select, insert, update, delete, truncate
-         on all tables in schema {schema} to cdc_consumer;
+         grant {WORK} on all tables in schema {schema} to cdc_consumer;
          revoke all on {schema}._sqlx_migrations from cdc_consumer"
     );
     execute(db, statements).await.map_err(|source| MigrateError::Generation { generation, source })

@@ -150,6 +150,17 @@ async fn a_role_can_do_its_own_work_and_no_other() {
     fresh.drop().await;
 }
 
+/// A running consumer's next batch may fire a trigger that writes it.
+#[tokio::test]
+async fn a_table_that_a_migration_makes_is_the_consumers_at_once() {
+    let fresh = post_database().await;
+    let mut db = fresh.connect().await;
+    run(&mut db, "set role migrator; create table views_1.derived (id int primary key)").await;
+    let mut consumer = PgConnection::connect(&fresh.url_as("cdc_consumer")).await.unwrap();
+    run(&mut consumer, "insert into views_1.derived values (1); truncate views_1.derived").await;
+    fresh.drop().await;
+}
+
 #[tokio::test]
 async fn the_user_database_admits_only_the_user_service_and_debezium() {
     let fresh = Fresh::new();
