@@ -26,23 +26,35 @@ pub(crate) struct Server {
 pub(crate) struct Role<'a> {
     name: &'static str,
     attributes: &'static str,
-    password: Option<&'a SecretString>,
+    given: Option<&'a SecretString>,
 }
+
+const NO_LOGIN: &str = "nologin";
 
 impl<'a> Role<'a> {
     /// The owner of everything, which nobody can log in as.
     pub(crate) fn owner() -> Self {
-        Self { name: "migrator", attributes: "nologin", password: None }
+        Self { name: "migrator", attributes: NO_LOGIN, given: None }
     }
 
     /// A service.
-    pub(crate) fn login(name: &'static str, password: &'a SecretString) -> Self {
-        Self { name, attributes: "login", password: Some(password) }
+    pub(crate) fn login(name: &'static str, given: Option<&'a SecretString>) -> Self {
+        Self { name, attributes: "login", given }
     }
 
     /// A service that reads the write-ahead log.
-    pub(crate) fn replication(name: &'static str, password: &'a SecretString) -> Self {
-        Self { name, attributes: "login replication", password: Some(password) }
+    pub(crate) fn replication(name: &'static str, given: Option<&'a SecretString>) -> Self {
+        Self { name, attributes: "login replication", given }
+    }
+
+    /// The password to set. One that is there already is only replaced by one that is given: a migration
+    /// said without passwords locks nobody out. A new role without one gets its name, for development.
+    fn password(&self, exists: bool) -> Option<&str> {
+        match self.given {
+            Some(given) => Some(given.expose_secret()),
+            None if exists || self.attributes == NO_LOGIN => None,
+            None => Some(self.name),
+        }
     }
 }
 
@@ -106,10 +118,10 @@ impl Server {
                 .await?;
         let verb = if exists { "alter" } else { "create" };
         let mut statement = format!("{verb} role {} {}", role.name, role.attributes);
-        if let Some(password) = role.password {
+        if let Some(password) = role.password(exists) {
             // A role's password cannot be a parameter; the server quotes it for us.
             let literal: String = sqlx::query_scalar("select quote_literal($1)")
-                .bind(password.expose_secret())
+                .bind(password)
                 .fetch_one(&mut self.maintenance)
                 .await?;
             statement.push_str(" password ");
@@ -176,4 +188,40 @@ async fn become_owner(db: &mut PgConnection) -> Result<(), sqlx::Error> {
 
 async fn quote(db: &mut PgConnection, name: &str) -> Result<String, sqlx::Error> {
     sqlx::query_scalar("select quote_ident($1)").bind(name).fetch_one(db).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A role of its own: those of the programs belong to everybody on the server.
+    #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "tests take the server's address from outside")]
+    async fn a_password_stays_until_another_is_given() {
+        let url = std::env::var("POST_DATABASE_ADMIN_URL")
+            .expect("POST_DATABASE_ADMIN_URL names a superuser's database");
+        let mut server = Server::lock(&url).await.expect("a server");
+        let pid: i32 = sqlx::query_scalar("select pg_backend_pid()")
+            .fetch_one(&mut server.maintenance)
+            .await
+            .expect("a session");
+        let name: &'static str = format!("migrate_test_{pid}").leak();
+        let secret = SecretString::from("secret");
+        let mut kept = vec![];
+        for given in [None, None, Some(&secret), None] {
+            server.role(&Role::login(name, given)).await.expect("a role");
+            // What is kept of a password has a salt: setting the same one again shows.
+            let read = sqlx::query_scalar("select rolpassword from pg_authid where rolname = $1");
+            let read = read.bind(name).fetch_one(&mut server.maintenance).await;
+            kept.push(read.expect("a role has a password"));
+        }
+        let dropped = execute(&mut server.maintenance, format!("drop role {name}")).await;
+        dropped.expect("the role owns nothing");
+        let kept: Vec<Option<String>> = kept;
+        assert!(kept.iter().all(Option::is_some), "a new role gets its name");
+        assert_eq!(
+            (kept[0] == kept[1], kept[1] == kept[2], kept[2] == kept[3]),
+            (true, false, true)
+        );
+    }
 }

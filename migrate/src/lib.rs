@@ -37,8 +37,8 @@ pub async fn users(admin_url: &str, passwords: &Passwords) -> Result<(), Migrate
     let mut server = Server::lock(admin_url).await?;
     let roles = [
         Role::owner(),
-        Role::login("user_api", &passwords.user_api),
-        Role::replication("debezium", &passwords.debezium),
+        Role::login("user_api", passwords.user_api.as_ref()),
+        Role::replication("debezium", passwords.debezium.as_ref()),
     ];
     let mut db = server.database(&roles).await?;
     apply::apply(&mut db, "users", &USERS).await
@@ -49,9 +49,9 @@ pub async fn posts(admin_url: &str, passwords: &Passwords) -> Result<(), Migrate
     let mut server = Server::lock(admin_url).await?;
     let roles = [
         Role::owner(),
-        Role::login("post_api", &passwords.post_api),
-        Role::login("cdc_consumer", &passwords.cdc_consumer),
-        Role::replication("debezium", &passwords.debezium),
+        Role::login("post_api", passwords.post_api.as_ref()),
+        Role::login("cdc_consumer", passwords.cdc_consumer.as_ref()),
+        Role::replication("debezium", passwords.debezium.as_ref()),
     ];
     let mut db = server.database(&roles).await?;
     apply::apply(&mut db, "posts", &POSTS).await
@@ -115,27 +115,28 @@ pub async fn current_generation(admin_url: &str) -> Result<Option<Generation>, M
     generation::current(&mut db).await
 }
 
-/// The passwords of the roles that can log in.
+/// The passwords of the roles that can log in. Without one here a role keeps the one it has, and a new role gets
+/// its name.
 #[derive(Debug, Clone)]
 pub struct Passwords {
     /// Of `user_api`.
-    pub user_api: SecretString,
+    pub user_api: Option<SecretString>,
     /// Of `post_api`.
-    pub post_api: SecretString,
+    pub post_api: Option<SecretString>,
     /// Of `cdc_consumer`.
-    pub cdc_consumer: SecretString,
+    pub cdc_consumer: Option<SecretString>,
     /// Of `debezium`.
-    pub debezium: SecretString,
+    pub debezium: Option<SecretString>,
 }
 
 impl Passwords {
     /// Every password equals its role's name. For development and tests only.
     pub fn development() -> Self {
         Self {
-            user_api: "user_api".into(),
-            post_api: "post_api".into(),
-            cdc_consumer: "cdc_consumer".into(),
-            debezium: "debezium".into(),
+            user_api: Some("user_api".into()),
+            post_api: Some("post_api".into()),
+            cdc_consumer: Some("cdc_consumer".into()),
+            debezium: Some("debezium".into()),
         }
     }
 }

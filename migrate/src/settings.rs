@@ -70,11 +70,11 @@ pub(crate) struct PostDatabase {
     pub(crate) post_url: String,
 }
 
-/// Passwords the roles shall have. A role without one here gets its own name as its password,
+/// Passwords the roles shall have. A role without one here keeps the one it has; a new role gets its own name,
 /// which is meant for development alone.
 #[derive(Debug, Args)]
 pub(crate) struct PasswordSettings {
-    /// Password of role `user_api`.
+    /// Password of role `user_api` [default: it keeps the one it has; a new role gets its name].
     #[arg(
         long = "user-api-password",
         env = "MIGRATE_USER_API_PASSWORD",
@@ -83,7 +83,7 @@ pub(crate) struct PasswordSettings {
     )]
     user_api: Option<SecretString>,
 
-    /// Password of role `post_api`.
+    /// Password of role `post_api` [default: it keeps the one it has; a new role gets its name].
     #[arg(
         long = "post-api-password",
         env = "MIGRATE_POST_API_PASSWORD",
@@ -92,7 +92,7 @@ pub(crate) struct PasswordSettings {
     )]
     post_api: Option<SecretString>,
 
-    /// Password of role `cdc_consumer`.
+    /// Password of role `cdc_consumer` [default: it keeps the one it has; a new role gets its name].
     #[arg(
         long = "cdc-consumer-password",
         env = "MIGRATE_CDC_CONSUMER_PASSWORD",
@@ -101,7 +101,7 @@ pub(crate) struct PasswordSettings {
     )]
     cdc_consumer: Option<SecretString>,
 
-    /// Password of role `debezium`.
+    /// Password of role `debezium` [default: it keeps the one it has; a new role gets its name].
     #[arg(
         long = "debezium-password",
         env = "MIGRATE_DEBEZIUM_PASSWORD",
@@ -113,19 +113,18 @@ pub(crate) struct PasswordSettings {
 
 impl PasswordSettings {
     pub(crate) fn read(&self) -> Passwords {
-        let development = Passwords::development();
         Passwords {
-            user_api: given(self.user_api.as_ref(), development.user_api),
-            post_api: given(self.post_api.as_ref(), development.post_api),
-            cdc_consumer: given(self.cdc_consumer.as_ref(), development.cdc_consumer),
-            debezium: given(self.debezium.as_ref(), development.debezium),
+            user_api: given(self.user_api.as_ref()),
+            post_api: given(self.post_api.as_ref()),
+            cdc_consumer: given(self.cdc_consumer.as_ref()),
+            debezium: given(self.debezium.as_ref()),
         }
     }
 }
 
 /// An empty variable is what compose passes for an unset one.
-fn given(setting: Option<&SecretString>, development: SecretString) -> SecretString {
-    setting.filter(|password| !password.expose_secret().is_empty()).cloned().unwrap_or(development)
+fn given(setting: Option<&SecretString>) -> Option<SecretString> {
+    setting.filter(|password| !password.expose_secret().is_empty()).cloned()
 }
 
 #[cfg(test)]
@@ -133,14 +132,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passwords_default_to_the_role_names_and_generations_are_positive() {
+    fn passwords_are_those_given_and_generations_are_positive() {
         let parse = |arguments: &[&str]| Settings::try_parse_from(arguments);
         let urls = ["migrate", "views", "--post-url", "postgres://h/d"];
         let settings = parse(&urls).unwrap();
-        assert_eq!(settings.passwords.read().post_api.expose_secret(), "post_api");
+        assert!(settings.passwords.read().post_api.is_none());
         let with = |more: [&'static str; 2]| parse(&[urls.as_slice(), more.as_slice()].concat());
         let settings = with(["--post-api-password", "x"]).unwrap();
-        assert_eq!(settings.passwords.read().post_api.expose_secret(), "x");
+        let given = |settings: Settings| settings.passwords.read().post_api;
+        assert_eq!(given(settings).unwrap().expose_secret(), "x");
+        let settings = with(["--post-api-password", ""]).unwrap();
+        assert!(given(settings).is_none(), "an empty one is none");
         assert!(with(["--generation", "0"]).is_err());
         assert!(with(["--generation", "2"]).is_ok());
     }
