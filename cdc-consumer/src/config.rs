@@ -136,7 +136,8 @@ pub struct LimitSettings {
     #[arg(long, env = "CONSUMER_DELETED_KEYS_KEPT", default_value = "7d", value_parser = humantime::parse_duration)]
     pub deleted_keys_kept: Duration,
 
-    /// Open dead letters above which the consumer stops: a flood is a wrong setting, not bad data
+    /// Keys with a refused record above which the consumer stops: a flood is a wrong setting, not bad data.
+    /// It also stops at a hundred times as many records kept aside, with those that only wait behind one
     #[arg(long, env = "CONSUMER_DEAD_LETTERS_MAX", default_value = "1000")]
     pub dead_letters_max: u32,
 }

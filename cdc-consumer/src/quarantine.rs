@@ -22,14 +22,24 @@ pub enum QuarantineError {
     #[error(transparent)]
     Fetch(#[from] FetchError),
     #[error(
-        "{open} dead letters are open, more than the limit of {limit}: a flood is a wrong setting, not \
-         bad data; look at `cdc-consumer dead-letters list`, mend the cause, then start again"
+        "of {open} keys dead letters are open, more than the limit of {limit}: a flood is a wrong setting, \
+         not bad data; look at `cdc-consumer dead-letters list`, mend the cause, then start again"
     )]
     Flood { open: i64, limit: i64 },
+    #[error(
+        "{kept} records are kept aside, more than {limit}: most are good ones that wait behind a refused one \
+         of their key; `cdc-consumer dead-letters retry` or `drop` those that `list` shows as refused, then \
+         start again"
+    )]
+    Backlog { kept: i64, limit: i64 },
     /// A batch without claims: it is made of dead letters.
     #[error("record {offset} was kept aside already and is refused again: {error}")]
     Again { offset: i64, error: String },
 }
+
+/// Records kept aside for each key that may have a refused one, at most. Those of one key wait together, so
+/// they say nothing about the others; they only must not fill the disk.
+const KEPT_PER_KEY: i64 = 100;
 
 /// A change that is kept aside instead of applied.
 #[derive(Debug)]
@@ -151,7 +161,10 @@ pub async fn admit(
             parked.oldest.entry((index, key)).or_default().push(letter);
         }
     }
-    limit(open(tx).await?, target)?;
+    if !batch.refused.is_empty() {
+        limit(open(tx).await?, target)?;
+        limit_all(tx, target).await?;
+    }
     Ok(parked)
 }
 
@@ -164,10 +177,12 @@ pub async fn store(
     faults: Vec<Fault>,
 ) -> Result<u64, QuarantineError> {
     let count = faults.len() as u64;
+    let mut refused_more = false;
     for fault in faults {
         let Some(claim) = batch.claims.get(fault.claim) else {
             return Err(QuarantineError::Again { offset: fault.offset, error: fault.error });
         };
+        refused_more |= matches!(fault.reason, Reason::Refused);
         let record = target.fetcher.fetch(&claim.partition, fault.offset).await?;
         let (record_key, record_value) = record.unwrap_or_default();
         let schema_id = record_value
@@ -185,22 +200,40 @@ pub async fn store(
         };
         insert(tx, target, &refused, fault.reason).await?;
     }
-    if count > 0 {
+    if refused_more {
         limit(open(tx).await?, target)?;
+    }
+    if count > 0 {
+        limit_all(tx, target).await?;
     }
     Ok(count)
 }
 
+/// Keys with a refused record; a record whose key could not be read is one of its own. What waits behind
+/// them is no fault, and a row that is bad once is often bad in each of its changes.
 async fn open(tx: &mut PgTransaction<'_>) -> Result<i64, QuarantineError> {
-    sqlx::query_scalar("select count(*) from cdc_dead_letter")
-        .fetch_one(&mut **tx)
-        .await
-        .map_err(QuarantineError::Store)
+    sqlx::query_scalar(
+        "select count(distinct coalesce(view_name || ' ' || key_text, id::text))
+         from cdc_dead_letter
+         where reason = 'refused'",
+    )
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(QuarantineError::Store)
 }
 
 fn limit(open: i64, target: &Target) -> Result<(), QuarantineError> {
     let limit = target.dead_letters_max;
     if open > limit { Err(QuarantineError::Flood { open, limit }) } else { Ok(()) }
+}
+
+async fn limit_all(tx: &mut PgTransaction<'_>, target: &Target) -> Result<(), QuarantineError> {
+    let kept: i64 = sqlx::query_scalar("select count(*) from cdc_dead_letter")
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(QuarantineError::Store)?;
+    let limit = target.dead_letters_max.saturating_mul(KEPT_PER_KEY);
+    if kept > limit { Err(QuarantineError::Backlog { kept, limit }) } else { Ok(()) }
 }
 
 async fn insert(

@@ -51,7 +51,9 @@ fn of_quarantine(error: &QuarantineError) -> Recovery {
     match error {
         QuarantineError::Store(source) => of_database(source),
         QuarantineError::Fetch(_) => Recovery::Retry,
-        QuarantineError::Flood { .. } | QuarantineError::Again { .. } => Recovery::Halt,
+        QuarantineError::Flood { .. }
+        | QuarantineError::Backlog { .. }
+        | QuarantineError::Again { .. } => Recovery::Halt,
     }
 }
 

@@ -166,6 +166,64 @@ async fn a_flood_of_bad_records_halts() {
     assert!(error.contains("a flood is a wrong setting"), "{error}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_that_wait_behind_one_bad_record_are_no_flood() {
+    let world = World::new().await;
+    let (feed, views) = notes(&world, 1).await;
+    let consumer = Consumer::start(&world, &views, &["--dead-letters-max=10"]);
+    feed.send(&world, &[Event::new("c", 1, note(1, "too long for five", 0))]).await;
+    world.drained(&feed.topic, 1).await;
+    for size in 1..=20 {
+        let [of_its_key, of_another] = [note(1, "fits", size), note(2, "fits", size)];
+        let lsn = size * 2;
+        let events = [Event::new("u", lsn, of_its_key), Event::new("u", lsn + 1, of_another)];
+        feed.send(&world, &events).await;
+        world.drained(&feed.topic, 1).await; // a batch of its own
+    }
+    world.shows("note", &[note(2, "fits", 20)]).await;
+    assert_eq!(world.dead_letters().await.len(), 21);
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_row_whose_every_record_is_bad_is_no_flood() {
+    let world = World::new().await;
+    let (feed, views) = notes(&world, 1).await;
+    let one_by_one = ["--dead-letters-max=10", "--batch-records-max=1"];
+    let consumer = Consumer::start(&world, &views, &one_by_one);
+    let mut bad = feed.message(&Event::new("u", 1, note(1, "fits", 1)));
+    bad.value.as_mut().expect("a value").truncate(9);
+    world.send(&feed.topic, vec![bad; 20]).await;
+    feed.send(&world, &[Event::new("c", 2, note(2, "fits", 1))]).await;
+    world.drained(&feed.topic, 1).await;
+    world.shows("note", &[note(2, "fits", 1)]).await;
+    let letters = world.dead_letters().await;
+    assert!(letters.iter().all(|letter| letter.starts_with("refused 1: ")), "{letters:?}");
+    assert_eq!(letters.len(), 20);
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_that_wait_without_end_halt() {
+    let world = World::new().await;
+    let (feed, views) = notes(&world, 1).await;
+    let consumer = Consumer::start(&world, &views, &["--dead-letters-max=1"]);
+    feed.send(&world, &[Event::new("c", 1, note(1, "too long for five", 0))]).await;
+    world.drained(&feed.topic, 1).await;
+    let waiting = "insert into cdc_dead_letter
+            (view_name, topic, partition, record_offset, key_text, reason, error)
+        select view_name, topic, partition, record_offset + 1000 + n, key_text, 'parked', ''
+        from cdc_dead_letter, generate_series(1, 98) n";
+    world.sql(waiting).await;
+    feed.send(&world, &[Event::new("u", 2, note(1, "fits", 1))]).await;
+    world.drained(&feed.topic, 1).await;
+    feed.send(&world, &[Event::new("u", 3, note(1, "fits", 2))]).await;
+    let error = consumer.failure().await;
+    assert!(error.contains("101 records are kept aside, more than 100"), "{error}");
+    assert!(error.contains("wait behind a refused one"), "{error}");
+    assert_eq!(world.next_offset(&feed.topic, 0).await, "2", "nothing was skipped");
+}
+
 /// Sends one value of the given bytes and returns the dead letter it becomes.
 async fn refused(value: &[u8], header: Option<&'static str>) -> String {
     let world = World::new().await;
