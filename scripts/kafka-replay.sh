@@ -31,7 +31,8 @@ right, no row becomes older):
   2. scripts/kafka-replay.sh -t user-events -r post-service-streams
   3. start the consumer
 cdc-consumer keeps its offsets in the database, in the transaction of the rows.
-It takes a reset made here as an operator's order and follows it when it starts.
+It takes a reset made here as an operator's order and follows it when it starts,
+unless "cdc-consumer offsets reset" has moved the same offsets since.
 
 Kafka's own tools do the work. They are taken from PATH (kafka-consumer-groups,
 with or without .sh), else from the local stack (./dev kafka), else from the

@@ -203,7 +203,9 @@ pub enum OffsetsCommand {
     /// Move stored offsets: a replay, or a jump over records. Without --execute only shows what would be
     ///
     /// A running consumer notices through the fence and continues at the new offset; nothing has to be
-    /// stopped. A replay moves no row backward: older changes than the view shows count as stale.
+    /// stopped. All partitions are moved or none. An earlier reset with Kafka's tools that no consumer has
+    /// followed yet is taken back. A replay moves no row backward: older changes than the view shows count
+    /// as stale.
     Reset(ResetSettings),
 }
 

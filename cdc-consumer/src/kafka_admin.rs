@@ -1,13 +1,20 @@
 //! What only an administrator asks of Kafka: settings of topics, and groups that nobody needs any more.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, CommitMode};
 use rdkafka::error::KafkaError;
 
 use crate::config::KafkaSettings;
-use crate::source::{REQUEST_TIMEOUT, client_config};
+use crate::offsets::Partition;
+use crate::source::{self, REQUEST_TIMEOUT, client_config};
+
+/// How long members of a group may take to leave it, or to follow an order.
+const MEMBERS_MAX: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(200);
 
 fn admin(settings: &KafkaSettings) -> Result<AdminClient<DefaultClientContext>, KafkaError> {
     client_config(settings).create()
@@ -25,6 +32,36 @@ pub(crate) async fn forget_group(settings: &KafkaSettings) -> Result<(), KafkaEr
         Ok(_) => Ok(()),
         Err((_, code)) => Err(KafkaError::AdminOp(code)),
     })
+}
+
+/// Offsets were moved elsewhere: an earlier reset with Kafka's tools that no consumer has followed yet is no
+/// order any more.
+///
+/// The broker takes an offset from outside a group only while it has no members. A member that is there to
+/// stay has followed the order and left its mark, so only one that is coming or going is waited for.
+pub(crate) async fn overrule(
+    settings: &KafkaSettings,
+    moved: &[(Partition, i64)],
+) -> Result<(), KafkaError> {
+    let consumer: BaseConsumer =
+        client_config(settings).set("group.id", &settings.consumer_group).create()?;
+    let deadline = Instant::now() + MEMBERS_MAX;
+    loop {
+        let mut orders = vec![];
+        for (partition, offset) in moved {
+            if source::requested(&consumer, partition)?.is_some() {
+                orders.push((partition.clone(), *offset));
+            }
+        }
+        if orders.is_empty() {
+            return Ok(());
+        }
+        match source::commit(&consumer, &orders, CommitMode::Sync) {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Err(_) => tokio::time::sleep(PAUSE).await,
+        }
+    }
 }
 
 /// The settings of a topic by their names, defaults included.

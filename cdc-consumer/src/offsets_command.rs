@@ -5,17 +5,19 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use sqlx::PgConnection;
+use sqlx::{Connection, PgConnection};
 
 use crate::cli::{ResetSettings, ResetTo};
 use crate::database::Database;
 use crate::fence::{self, StoredOffset};
+use crate::kafka_admin;
+use crate::offsets::Partition;
 use crate::source;
 
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Moves the offsets of a topic, or shows what would be moved. A new epoch fences off a running
-/// consumer, which then continues at the new offset.
+/// Moves the offsets of a topic, all of those chosen or none, or shows what would be moved. A new epoch fences
+/// off a running consumer, which then continues at the new offset.
 pub async fn reset(settings: &ResetSettings, out: &mut impl Write) -> anyhow::Result<()> {
     let database = Database::new(&settings.database.consumer_database_url)?;
     let generation = database.current_generation().await?;
@@ -29,6 +31,7 @@ pub async fn reset(settings: &ResetSettings, out: &mut impl Write) -> anyhow::Re
         bail!("no stored offset matches; stored are: {}", known.join(", "));
     }
     let client: BaseConsumer = source::client(&settings.kafka)?;
+    let mut moves = Vec::with_capacity(chosen.len());
     for offset in chosen {
         let (start, end) = client
             .fetch_watermarks(&offset.topic, offset.partition, BROKER_TIMEOUT)
@@ -44,15 +47,44 @@ pub async fn reset(settings: &ResetSettings, out: &mut impl Write) -> anyhow::Re
             offset.topic,
             offset.partition
         );
+        moves.push((offset, target));
+    }
+    for (offset, target) in &moves {
         writeln!(out, "{}-{}: {} -> {target}", offset.topic, offset.partition, offset.next_offset)?;
-        if settings.execute {
-            move_to(&mut connection, offset, target, settings.new_log).await?;
-        }
     }
     if !settings.execute {
         writeln!(out, "nothing was changed; add --execute to do it")?;
+        return Ok(());
     }
-    Ok(())
+    move_all(&mut connection, settings, &moves).await.context("could not move the offsets")?;
+    let targets = moves.iter().map(|(offset, target)| {
+        (Partition { topic: offset.topic.clone(), number: offset.partition }, *target)
+    });
+    let overruled = kafka_admin::overrule(&settings.kafka, &targets.collect::<Vec<_>>()).await;
+    overruled.with_context(|| {
+        format!(
+            "the offsets were moved, but an earlier reset of group {} with Kafka's tools could not be taken back, \
+             and a consumer that starts would follow that one; stop its members and say this again",
+            settings.kafka.consumer_group
+        )
+    })
+}
+
+/// All in one transaction, which takes the partitions in the order that batches do.
+async fn move_all(
+    connection: &mut PgConnection,
+    settings: &ResetSettings,
+    moves: &[(&StoredOffset, i64)],
+) -> Result<(), sqlx::Error> {
+    let mut tx = connection.begin().await?;
+    sqlx::query("select from cdc_offset where topic = $1 order by partition for update")
+        .bind(&settings.topic)
+        .execute(&mut *tx)
+        .await?;
+    for &(offset, target) in moves {
+        move_to(&mut tx, offset, target, settings.new_log).await?;
+    }
+    tx.commit().await
 }
 
 /// A new epoch fences off whoever owns the partition. A replay may bring back rows that the newest
@@ -63,7 +95,7 @@ async fn move_to(
     offset: &StoredOffset,
     target: i64,
     new_log: bool,
-) -> anyhow::Result<()> {
+) -> Result<(), sqlx::Error> {
     sqlx::query(
         "with swept_again as (
              update cdc_snapshot set log_ends = null, swept_at = null where topic = $1
@@ -98,8 +130,7 @@ async fn move_to(
     .bind(new_log)
     .execute(connection)
     .await
-    .map(|_| ())
-    .context("could not move the offset")
+    .map(drop)
 }
 
 fn chosen(settings: &ResetSettings, offset: &StoredOffset) -> bool {

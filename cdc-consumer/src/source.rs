@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message, OwnedMessage};
 use rdkafka::topic_partition_list::TopicPartitionListElem;
@@ -158,14 +158,22 @@ pub fn broker_offsets(
     let (log_start, log_end) = consumer
         .fetch_watermarks(&partition.topic, partition.number, REQUEST_TIMEOUT)
         .map_err(failed)?;
-    let mut list = TopicPartitionList::new();
-    list.add_partition(&partition.topic, partition.number);
-    let committed = consumer.committed_offsets(list, REQUEST_TIMEOUT).map_err(failed)?;
+    let requested = requested(consumer, partition).map_err(failed)?;
+    Ok(BrokerOffsets { log_start, log_end, requested })
+}
+
+/// The group's committed offset of a partition, when it does not carry our marker.
+pub(crate) fn requested<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    partition: &Partition,
+) -> Result<Option<i64>, KafkaError> {
+    let committed =
+        consumer.committed_offsets(list_of(std::slice::from_ref(partition)), REQUEST_TIMEOUT)?;
     let requested = committed.elements().iter().find_map(|element| match element.offset() {
         Offset::Offset(offset) if !carries_marker(element) => Some(offset),
         _ => None,
     });
-    Ok(BrokerOffsets { log_start, log_end, requested })
+    Ok(requested)
 }
 
 /// Another program's metadata need not be text; the binding panics then.
@@ -292,8 +300,8 @@ pub fn positions(consumer: &GroupConsumer) -> Result<Vec<(Partition, i64)>, Sour
 }
 
 /// Tells the broker what the database already knows. Advisory: lag tools read it, we do not.
-pub fn commit(
-    consumer: &GroupConsumer,
+pub fn commit<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
     offsets: &[(Partition, i64)],
     mode: CommitMode,
 ) -> Result<(), KafkaError> {

@@ -27,7 +27,8 @@ pub(crate) async fn offsets_reset(world: &World, arguments: &[&str]) -> anyhow::
     let database =
         format!("--consumer-database-url={}", world.consumer_url(&world.database_address()));
     let brokers = format!("--kafka-brokers={}", world.brokers);
-    let first = ["cdc-consumer", "offsets", "reset", &database, &brokers];
+    let group = format!("--consumer-group={}", world.name);
+    let first = ["cdc-consumer", "offsets", "reset", &database, &brokers, &group];
     let cli = Cli::try_parse_from(first.iter().chain(arguments))?;
     let Command::Offsets(OffsetsCommand::Reset(settings)) = cli.command else { panic!("a reset") };
     let mut out = Vec::new();
@@ -124,6 +125,65 @@ async fn a_reset_outside_the_log_is_refused() {
     let refused = refused.expect_err("unknown").to_string();
     assert!(refused.contains(&feed.topic), "names what is stored: {refused}");
     consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_outside_the_log_of_one_partition_moves_none() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let mut users = Users::default();
+    let events = users.puts(1..=10);
+    let long = events.iter().map(|event| feed.message(event).to(0)).collect();
+    world.send(&feed.topic, long).await;
+    world.send(&feed.topic, vec![feed.message(&users.put(11)).to(1)]).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    world.drained(&feed.topic, 2).await;
+    let reset = offsets_reset(&world, &["--topic", &feed.topic, "--to", "5", "--execute"]).await;
+    let refused = reset.expect_err("outside").to_string();
+    assert!(refused.contains("offset 5 is outside"), "{refused}");
+    let moved = "select count(*) from cdc_offset where owner = 'reset by hand' or next_offset = 5";
+    assert_eq!(world.text(moved).await, "0");
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_takes_the_place_of_an_earlier_one_with_kafkas_tools() {
+    let world = World::new().await;
+    let (feed, _, events) = history(&world, 1).await;
+    let views = user_views(&feed.topic);
+    let consumer = Consumer::start(&world, &views, &[]);
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    world.reset_group(&feed.topic, 1, 0).await;
+    let last_four = (events.len() - 4).to_string();
+    let arguments = ["--topic", &feed.topic, "--to", &last_four, "--execute"];
+    offsets_reset(&world, &arguments).await.expect("a reset");
+    let consumer = Consumer::start(&world, &views, &[]);
+    consumer.counted(4).await;
+    world.drained(&feed.topic, 1).await;
+    assert_eq!(total(&consumer.stop().await), 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_mends_one_with_kafkas_tools_to_records_that_are_gone() {
+    let world = World::new().await;
+    let (feed, _, events) = history(&world, 1).await;
+    let views = user_views(&feed.topic);
+    let consumer = Consumer::start(&world, &views, &[]);
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    world.reset_group(&feed.topic, 1, 3).await;
+    world.delete_records(&feed.topic, 0, 5).await;
+    let error = Consumer::start(&world, &views, &[]).failure().await;
+    assert!(error.contains("the next record to apply is 3"), "{error}");
+
+    // What the message tells an operator to do.
+    offsets_reset(&world, &["--topic", &feed.topic, "--execute"]).await.expect("a reset");
+    let consumer = Consumer::start(&world, &views, &[]);
+    let left = events.len() as u64 - 5;
+    consumer.counted(left).await;
+    world.drained(&feed.topic, 1).await;
+    assert_eq!(total(&consumer.stop().await), left);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
