@@ -27,6 +27,8 @@ pub(crate) enum Anomaly {
     WrongCount,
     /// A reader was refused by a server that was there.
     Unreadable,
+    /// A view did not show a change although it showed later ones of its partition.
+    Lost,
     /// The views did not become equal to the source tables.
     Unequal,
     /// A record was kept aside.

@@ -11,6 +11,7 @@ mod inject;
 mod ledger;
 mod marker;
 mod nemesis;
+mod owed;
 mod proxy;
 mod recovery;
 mod report;

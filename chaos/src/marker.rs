@@ -97,6 +97,12 @@ impl Marker {
         FirstIds { users: first(&self.users), posts: first(&self.posts) }
     }
 
+    /// Where those of its writers begin: the rows that nobody else changes.
+    pub(crate) fn first_ids_of_writers(&self) -> FirstIds {
+        let behind = |ids: &[i64]| ids.iter().max().map_or(0, |last| last + 1);
+        FirstIds { users: behind(&self.users), posts: behind(&self.posts) }
+    }
+
     /// The marker rows of each table, whose versions nobody keeps.
     pub(crate) fn forget(&self, users: &mut Ledger, posts: &mut Ledger) {
         users.ignore(&self.users);

@@ -11,6 +11,7 @@ use crate::fault::{Injection, rounded};
 use crate::field::Field;
 use crate::history::Anomaly;
 use crate::marker::{Mark, Marker};
+use crate::owed::Owed;
 
 /// Between two looks. Bounds how exact the times are.
 const LOOK_INTERVAL: Duration = Duration::from_millis(30);
@@ -31,8 +32,8 @@ pub(crate) struct Healed {
     pub(crate) takeover: Option<Duration>,
 }
 
-/// Waits until a change made after the heal is visible and the consumers that were hit apply
-/// again. Helps when that does not happen by itself, which is an anomaly; none if not even that
+/// Waits until a change made after the heal is visible, with everything before it, and the consumers
+/// that were hit apply again. Helps when that does not happen by itself, which is an anomaly; none if not even that
 /// mended it.
 pub(crate) async fn measure(
     field: &Field,
@@ -66,9 +67,14 @@ pub(crate) async fn measure(
 async fn wait(field: &Field, marker: &Marker, healed: &Healed) -> Option<Duration> {
     let end = Instant::now() + STUCK_AFTER;
     let visible = async {
+        let owed = insist(|| Owed::read(field, marker)).await;
         let mark = mark(marker).await;
         seen(marker, mark).await;
-        rounded(healed.at.elapsed())
+        let visible = rounded(healed.at.elapsed());
+        for missing in insist(|| owed.missing(field)).await {
+            field.history.anomaly(Anomaly::Lost, missing);
+        }
+        visible
     };
     let applying = async {
         for &(service, before) in &healed.applying {
@@ -105,9 +111,14 @@ async fn failed(field: &Field) {
 
 /// Writes marks until one is acknowledged.
 async fn mark(marker: &Marker) -> Mark {
+    insist(|| marker.mark()).await
+}
+
+/// Another fault may last meanwhile.
+async fn insist<T, F: Future<Output = anyhow::Result<T>>>(attempt: impl Fn() -> F) -> T {
     loop {
-        match marker.mark().await {
-            Ok(mark) => return mark,
+        match attempt().await {
+            Ok(done) => return done,
             Err(_) => sleep(LOOK_INTERVAL).await,
         }
     }

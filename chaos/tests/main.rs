@@ -12,6 +12,7 @@ use devstack::addresses::{POST_DATABASE, USER_DATABASE, admin_url};
 use serde_json::Value;
 use sqlx::{Connection, PgConnection};
 use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 const PLANT_DEADLINE: Duration = Duration::from_mins(2);
@@ -72,7 +73,7 @@ async fn a_short_run_ends_without_an_anomaly() {
 }
 
 /// The judges must not be blind: what somebody does to a view behind the consumer's back is found,
-/// by the watcher while it lasts and by the checker in the end.
+/// by the watcher while it lasts, after the fault, and by the checker in the end.
 #[tokio::test]
 async fn rows_changed_by_hand_are_found() {
     let _turn = TURN.lock().await;
@@ -84,8 +85,11 @@ async fn rows_changed_by_hand_are_found() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("the program was built for this test");
+    let losing = tokio::spawn(lose());
     let planted = timeout(PLANT_DEADLINE, plant()).await;
-    let output = child.wait_with_output().expect("the program can be waited for");
+    let output = spawn_blocking(|| child.wait_with_output()).await.expect("a thread");
+    let output = output.expect("the program can be waited for");
+    losing.abort();
     clean().await.expect("rows can be removed by hand");
     planted.expect("no row of the run became visible").expect("rows can be changed by hand");
     let report: Value = serde_json::from_slice(&output.stdout)
@@ -93,7 +97,7 @@ async fn rows_changed_by_hand_are_found() {
     assert_eq!(output.status.code(), Some(1), "{report:#}");
     let anomalies = report["anomalies"].as_array().expect("a list");
     let kinds: Vec<&Value> = anomalies.iter().map(|anomaly| &anomaly["kind"]).collect();
-    for wanted in ["unreadable", "backward", "unequal"] {
+    for wanted in ["unreadable", "backward", "lost", "unequal"] {
         assert!(kinds.iter().any(|kind| *kind == wanted), "{wanted} is missing: {report:#}");
     }
     assert_eq!(report["equal_after_seconds"], Value::Null, "{report:#}");
@@ -109,6 +113,7 @@ async fn plant() -> Result<(), sqlx::Error> {
     let last: i64 = sqlx::query_scalar(&last).fetch_one(&mut db).await?;
     let looked_at = format!(
         "email like '%@' || $1 and name <> 'mark' and version > 1 and user_id > {last}
+         and user_id % 2 = 1
          and last_processed_at < now() - interval '1 second'"
     );
     let look = format!("select from {view} where {looked_at}");
@@ -126,6 +131,20 @@ async fn until_five_rows(db: &mut PgConnection, statement: &str) -> Result<(), s
         sleep(Duration::from_millis(50)).await;
     }
     Ok(())
+}
+
+/// Every second row of the run is gone soon after it came, for as long as the run lasts.
+async fn lose() -> Result<(), sqlx::Error> {
+    let mut db = PgConnection::connect(&admin_url(POST_DATABASE)).await?;
+    let view = user_view(&mut db).await?;
+    let rows = format!(
+        "delete from {view} where email like '%@' || $1 and name <> 'mark' and user_id % 2 = 0"
+    );
+    loop {
+        // An error is a deadlock with the consumer, which locks rows in another order.
+        sqlx::query(&rows).bind(DOMAIN).execute(&mut db).await.ok();
+        sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Rows of a run with anomalies are left as evidence; here they are none.
