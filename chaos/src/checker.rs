@@ -78,16 +78,6 @@ async fn rows(db: &PgPool, query: String) -> Result<Rows, sqlx::Error> {
     Ok(rows.into_iter().collect())
 }
 
-/// Records kept aside, with their reasons.
-pub(crate) async fn dead_letters(field: &Field) -> Result<Vec<String>, sqlx::Error> {
-    let query = format!(
-        "select format('%s of %s-%s at %s: %s', reason, topic, partition, record_offset, error)
-         from views_{}.cdc_dead_letter",
-        field.generation().await?
-    );
-    sqlx::query_scalar(&query).fetch_all(&field.post_db).await
-}
-
 /// Id, version and mark of every row that this run's writers left in a source table.
 pub(crate) async fn written_users(
     field: &Field,

@@ -53,7 +53,8 @@ Brings the stack up if it is not. Two consumers run during a run and share the p
 with a network of its own to PostgreSQL. What was written is removed at the end, unless something
 was wrong. The history (one JSON line for each fault, heal, recovery and anomaly) is kept.
 
-Exit code: 0 no anomaly and the views are equal; 1 otherwise; 2 the run itself was not possible.";
+Exit code: 0 no anomaly and the views are equal; 1 otherwise; 2 the run itself was not possible, or
+nothing was written, broken or looked at.";
 
 fn minutes(text: &str) -> Result<Duration, String> {
     let minutes: f64 = text.parse().map_err(|_| "expected a number of minutes".to_owned())?;

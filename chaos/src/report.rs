@@ -16,6 +16,8 @@ pub(crate) struct Report {
     pub(crate) seed: u64,
     /// Length of the run without start and check.
     pub(crate) minutes: f64,
+    /// Faults that were to begin within that length.
+    pub(crate) planned: usize,
     pub(crate) faults: Vec<FaultLine>,
     pub(crate) writes: Writes,
     /// Looks of the watcher at the views.
@@ -116,7 +118,16 @@ impl Report {
 
     /// Whether every promise was kept and all of it was looked at.
     pub(crate) fn passed(&self) -> bool {
-        self.anomalies.is_empty() && self.equal_after_seconds.is_some() && !self.interrupted
+        self.anomalies.is_empty() && self.equal_after_seconds.is_some() && self.proves_something()
+    }
+
+    /// Not that anything was well: that there was something to see, for the whole time.
+    pub(crate) fn proves_something(&self) -> bool {
+        let injected: usize = self.faults.iter().map(|line| line.injected).sum();
+        !self.interrupted
+            && self.looks > 0
+            && self.writes.acknowledged > 0
+            && (injected > 0 || self.planned == 0)
     }
 
     pub(crate) fn table(&self) -> String {
@@ -162,6 +173,12 @@ impl Report {
         }
         if self.interrupted {
             line(&mut text, format_args!("interrupted before its time"));
+        } else if !self.proves_something() {
+            let Self { planned, .. } = self;
+            line(
+                &mut text,
+                format_args!("proves nothing: no look, no write, or no fault of {planned}"),
+            );
         }
         line(&mut text, format_args!("{:<18} {}", "seed", self.seed));
         line(&mut text, format_args!("{:<18} {}", "history", self.history.display()));
@@ -213,11 +230,12 @@ mod tests {
     }
 
     #[test]
-    fn a_run_passes_only_whole_equal_and_without_anomaly() {
+    fn a_run_passes_only_whole_equal_and_without_anomaly_and_when_it_saw_something() {
         let good = || Report {
             seed: 1,
             minutes: 1.0,
-            faults: Vec::new(),
+            planned: 1,
+            faults: FaultLine::all(&[outcome(true, Some(100))]),
             writes: Writes { acknowledged: 1, unknown: 0 },
             looks: 1,
             equal_after_seconds: Some(0.5),
@@ -228,6 +246,16 @@ mod tests {
         assert!(good().passed());
         assert!(!Report { interrupted: true, ..good() }.passed());
         assert!(!Report { equal_after_seconds: None, ..good() }.passed());
+        assert!(good().proves_something());
+        let writes = Writes { acknowledged: 0, unknown: 9 };
+        for nothing in [
+            Report { looks: 0, ..good() },
+            Report { writes, ..good() },
+            Report { faults: Vec::new(), ..good() },
+        ] {
+            assert!(!nothing.passed() && !nothing.proves_something(), "{}", nothing.table());
+        }
+        assert!(Report { planned: 0, faults: Vec::new(), ..good() }.passed());
         let details = vec!["row 1".to_owned()];
         let anomalies = vec![AnomalyLine { kind: Anomaly::Backward, count: 3, details }];
         let bad = Report { anomalies, ..good() };

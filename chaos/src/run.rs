@@ -23,7 +23,7 @@ use crate::marker::Marker;
 use crate::nemesis::{self, Outcome};
 use crate::recovery::visible_in;
 use crate::report::{AnomalyLine, FaultLine, Report, Writes};
-use crate::watcher::Watcher;
+use crate::watcher::{Watched, Watcher, dead_letters};
 use crate::writer::{self, Ledgers, Shared, Writers};
 
 /// From the end of the writes until a change made after them is visible.
@@ -51,7 +51,7 @@ pub(crate) async fn run(cli: &Cli, seed: u64, schedule: &[Injection]) -> anyhow:
     // Whatever happened: the system is left as it was found.
     field.heal().await?;
     let report = match played {
-        Ok(played) => judge(cli, seed, &field, played).await,
+        Ok(played) => judge(cli, seed, schedule, &field, played).await,
         Err(error) => Err(error),
     };
     field.give_back_consumers().await?;
@@ -140,7 +140,13 @@ async fn until_over<T>(nemesis: impl Future<Output = T>, length: Duration) -> T 
 }
 
 /// Quiet now: are the views what the source tables are, and those what was written?
-async fn judge(cli: &Cli, seed: u64, field: &Field, played: Played) -> anyhow::Result<Report> {
+async fn judge(
+    cli: &Cli,
+    seed: u64,
+    schedule: &[Injection],
+    field: &Field,
+    played: Played,
+) -> anyhow::Result<Report> {
     let Played { run, marker, watcher, mut ledgers, outcomes, interrupted, sources } = played;
     let history = &field.history;
     say("all faults are healed; comparing the views with their sources");
@@ -157,8 +163,10 @@ async fn judge(cli: &Cli, seed: u64, field: &Field, played: Played) -> anyhow::R
     for difference in equal.as_ref().err().into_iter().flatten() {
         history.anomaly(Anomaly::Unequal, difference.clone());
     }
-    for letter in checker::dead_letters(field).await? {
-        history.anomaly(Anomaly::DeadLetter, letter);
+    let Watched { looks, dead_letters: told } = watcher.stop().await?;
+    let letters = dead_letters(&mut *field.post_db.acquire().await?).await?;
+    for letter in letters.difference(&told) {
+        history.anomaly(Anomaly::DeadLetter, letter.clone());
     }
     marker.forget(&mut ledgers.users, &mut ledgers.posts);
     let users = checker::written_users(field, &run).await?;
@@ -170,7 +178,6 @@ async fn judge(cli: &Cli, seed: u64, field: &Field, played: Played) -> anyhow::R
             history.anomaly(Anomaly::LostWrite, format!("{table}: {text}"));
         }
     }
-    let looks = watcher.stop().await?;
     let anomalies = history.anomalies();
     if anomalies.is_empty() {
         clean(&sources).await?;
@@ -179,6 +186,7 @@ async fn judge(cli: &Cli, seed: u64, field: &Field, played: Played) -> anyhow::R
     Ok(Report {
         seed,
         minutes: cli.minutes.as_secs_f64() / 60.0,
+        planned: schedule.iter().filter(|injection| injection.at < cli.minutes).count(),
         faults: FaultLine::all(&outcomes),
         writes: Writes {
             acknowledged: ledgers.users.acknowledged + ledgers.posts.acknowledged,
@@ -206,7 +214,7 @@ async fn nothing_is_wrong_before(field: &Field) -> anyhow::Result<()> {
     if let Err(found) = checker::wait_equal(field, READY_DEADLINE).await {
         bail!("the views differ from their sources before anything was broken: {found:?}");
     }
-    let letters = checker::dead_letters(field).await?;
+    let letters = dead_letters(&mut *field.post_db.acquire().await?).await?;
     if !letters.is_empty() {
         let count = letters.len();
         bail!("there are {count} dead letters already; see cdc-consumer dead-letters list");

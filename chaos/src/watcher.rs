@@ -1,7 +1,7 @@
 //! Reads the views all the time, over a connection of its own, and judges each look by all looks
 //! before it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -22,7 +22,16 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(crate) struct Watcher {
     shared: Arc<Shared>,
-    task: JoinHandle<()>,
+    /// Ends with the dead letters it saw.
+    task: JoinHandle<BTreeSet<String>>,
+}
+
+/// What a watcher can tell in the end.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    pub(crate) looks: u64,
+    /// Told already.
+    pub(crate) dead_letters: BTreeSet<String>,
 }
 
 #[derive(Debug, Default)]
@@ -46,57 +55,77 @@ impl Watcher {
         Self { shared, task }
     }
 
-    /// Finishes the look it is at; returns how many there were.
-    pub(crate) async fn stop(self) -> anyhow::Result<u64> {
+    /// Finishes the look it is at.
+    pub(crate) async fn stop(self) -> anyhow::Result<Watched> {
         self.shared.stop.store(true, Relaxed);
-        self.task.await?;
-        Ok(self.shared.looks.load(Relaxed))
+        let dead_letters = self.task.await?;
+        Ok(Watched { looks: self.shared.looks.load(Relaxed), dead_letters })
     }
 }
 
-async fn watch(field: Arc<Field>, first: FirstIds, shared: Arc<Shared>) {
-    let mut users = Memory::of("user_view");
-    let mut posts = Memory::of("post_view");
+async fn watch(field: Arc<Field>, first: FirstIds, shared: Arc<Shared>) -> BTreeSet<String> {
+    let mut seen = Seen {
+        users: Memory::of("user_view"),
+        posts: Memory::of("post_view"),
+        dead_letters: BTreeSet::new(),
+    };
     while !shared.stop.load(Relaxed) {
-        let Ok(mut db) = PgConnection::connect(&admin_url(POST_DATABASE)).await else {
-            sleep(LOOK_INTERVAL).await;
-            continue;
+        // With a new connection each time PostgreSQL went away, or refused.
+        let error = match PgConnection::connect(&admin_url(POST_DATABASE)).await {
+            Ok(mut db) => look_on(&mut db, &field, first, &shared, &mut seen).await.err(),
+            Err(error) => Some(error),
         };
-        // Until PostgreSQL goes away, or refuses: then with a new connection.
-        while !shared.stop.load(Relaxed) {
-            let found = match look(&mut db, first, &mut users, &mut posts).await {
-                Ok(found) => found,
-                Err(error) => {
-                    if is_refusal(&error) {
-                        field.history.anomaly(Anomaly::Unreadable, error.to_string());
-                    }
-                    sleep(LOOK_INTERVAL).await;
-                    break;
-                }
-            };
-            shared.looks.fetch_add(1, Relaxed);
-            for (kind, details) in found {
-                field.history.anomaly(kind, details);
-            }
-            sleep(LOOK_INTERVAL).await;
+        if let Some(error) = error.filter(|error| !is_outage(error)) {
+            field.history.anomaly(Anomaly::Unreadable, error.to_string());
         }
+        sleep(LOOK_INTERVAL).await;
     }
+    seen.dead_letters
+}
+
+/// By all looks together.
+struct Seen {
+    users: Memory,
+    posts: Memory,
+    dead_letters: BTreeSet<String>,
+}
+
+/// Looks again and again over one connection.
+async fn look_on(
+    db: &mut PgConnection,
+    field: &Field,
+    first: FirstIds,
+    shared: &Shared,
+    seen: &mut Seen,
+) -> Result<(), sqlx::Error> {
+    while !shared.stop.load(Relaxed) {
+        for (kind, details) in look(db, first, seen).await? {
+            field.history.anomaly(kind, details);
+        }
+        shared.looks.fetch_add(1, Relaxed);
+        sleep(LOOK_INTERVAL).await;
+    }
+    Ok(())
 }
 
 async fn look(
     db: &mut PgConnection,
     first: FirstIds,
-    users: &mut Memory,
-    posts: &mut Memory,
+    seen: &mut Seen,
 ) -> Result<Vec<(Anomaly, String)>, sqlx::Error> {
     let query = "select user_id, source_epoch, source_lsn, version from public.user_view
          where user_id >= $1";
-    let mut found = users.look(rows(db, query, first.users).await?);
+    let mut found = seen.users.look(rows(db, query, first.users).await?);
     let query = "select post_id, source_epoch, source_lsn, null::bigint from public.post_view
          where post_id >= $1";
-    found.extend(posts.look(rows(db, query, first.posts).await?));
+    found.extend(seen.posts.look(rows(db, query, first.posts).await?));
     let wrong = wrong_counts(db).await?;
     found.extend(wrong.into_iter().map(|text| (Anomaly::WrongCount, text)));
+    for letter in dead_letters(db).await? {
+        if seen.dead_letters.insert(letter.clone()) {
+            found.push((Anomaly::DeadLetter, letter));
+        }
+    }
     Ok(found)
 }
 
@@ -111,10 +140,34 @@ async fn rows(
     Ok(rows.into_iter().map(shown).collect())
 }
 
-/// Whether a server that is there refused to answer. One that stops, was killed or begins says 57.
-fn is_refusal(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    code.is_some_and(|code| !code.starts_with("57"))
+/// Whether PostgreSQL was away. One that stops, was killed or begins says 57; whatever else comes instead
+/// of an answer comes from a server that is there.
+fn is_outage(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) => true,
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| code.starts_with("57")),
+        _ => false,
+    }
+}
+
+/// Records kept aside, with their reasons. A rebuild leaves those of the views before behind.
+pub(crate) async fn dead_letters(db: &mut PgConnection) -> Result<BTreeSet<String>, sqlx::Error> {
+    let before = generation(db).await?;
+    let query = format!(
+        "select format('%s of %s-%s at %s: %s', reason, topic, partition, record_offset, error)
+         from views_{before}.cdc_dead_letter"
+    );
+    match sqlx::query_scalar(&query).fetch_all(&mut *db).await {
+        Ok(letters) => Ok(letters.into_iter().collect()),
+        // Another one is current by now, and that one may have been dropped.
+        Err(_) if generation(db).await? != before => Ok(BTreeSet::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The number of the views that readers see now.
+async fn generation(db: &mut PgConnection) -> Result<i32, sqlx::Error> {
+    sqlx::query_scalar("select current from public.cdc_generation").fetch_one(db).await
 }
 
 /// Departments whose counts are not what counting gives. One statement sees one moment, and in
@@ -135,4 +188,23 @@ pub(crate) async fn wrong_counts(db: &mut PgConnection) -> Result<Vec<String>, s
         full join public.department_stats as s on s.department = c.department
         where (c.users, c.actives) is distinct from (s.user_count, s.active_count)";
     sqlx::query_scalar(query).fetch_all(db).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn only_a_server_that_is_away_is_excused() {
+        assert!(is_outage(&sqlx::Error::Io(ErrorKind::ConnectionRefused.into())));
+        for error in [
+            sqlx::Error::RowNotFound,
+            sqlx::Error::ColumnNotFound("source_lsn".to_owned()),
+            sqlx::Error::Protocol("no such message".to_owned()),
+        ] {
+            assert!(!is_outage(&error), "{error}");
+        }
+    }
 }
