@@ -271,3 +271,24 @@ async fn a_reset_sticks_when_the_consumer_dies_right_after_it() {
     world.counts_are_right().await;
     consumer.stop().await;
 }
+
+/// The audit must not be blind: of a deleted row it knows the delete's position, not only the row's own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_came_back_with_a_change_before_its_delete_would_be_noticed() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    world.audit().await;
+    let created = users.put(1);
+    let lsn = created.lsn;
+    feed.send(&world, &[created]).await;
+    world.drained(&feed.topic, 1).await;
+    feed.send(&world, &[users.delete(1)]).await;
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    world.never_went_back().await;
+    // What an insert without a look at the deleted keys would do.
+    world.sql(&format!("insert into user_view (user_id, source_lsn) values (1, {lsn})")).await;
+    assert_ne!(world.went_back().await, Vec::<String>::new());
+}
