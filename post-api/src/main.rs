@@ -34,6 +34,6 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let router = post_api::app(pool.clone(), settings.view_wait).merge(metrics::router(metrics));
     server::serve(listener, router, shutdown).await?;
     heartbeat.await?;
-    pool.close().await;
+    database::close(&pool).await;
     Ok(())
 }

@@ -1,11 +1,13 @@
 //! A service's connection pool, and what its errors mean to a client.
 
+use std::io;
 use std::str::FromStr;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgPool};
+use tokio::time::timeout;
 
 use crate::Problem;
 
@@ -19,6 +21,15 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// would add a round trip to every request of a busy service.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
+/// Longest time a statement may take; PostgreSQL ends it then.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection may be silent when it is tested. One that vanished says nothing for ever.
+const PING_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long [`close`] waits for connections.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// When a client may try again what could not be done now.
 pub const RETRY_AFTER: Duration = Duration::from_secs(2);
 
@@ -29,11 +40,12 @@ pub fn pool(
     url: &SecretString,
     connection_count_max: u32,
 ) -> Result<PgPool, sqlx::Error> {
+    let statement_timeout = format!("{}ms", STATEMENT_TIMEOUT.as_millis());
     let options =
         PgConnectOptions::from_str(url.expose_secret())?.application_name(name).options([
             // A 2xx promises that the change survives a crash, whatever the server's default is.
             ("synchronous_commit", "on"),
-            ("statement_timeout", "5s"),
+            ("statement_timeout", &statement_timeout),
         ]);
     Ok(PgPoolOptions::new()
         .max_connections(connection_count_max)
@@ -42,18 +54,43 @@ pub fn pool(
         .before_acquire(|connection, state| {
             Box::pin(async move {
                 if state.idle_for > TRUSTED_FOR {
-                    connection.ping().await?;
+                    answer(PING_TIMEOUT, connection.ping()).await?;
                 }
+                Ok(true)
+            })
+        })
+        // A request that was given up leaves its statement behind, and sqlx waits for the end of it, for ever
+        // if the connection has vanished. Whatever was asked is over by the statement timeout; dropped earlier,
+        // a connection would still be one of the server's. If nothing was left behind, this asks nothing: sqlx
+        // pings each connection that is given back.
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                answer(STATEMENT_TIMEOUT, connection.flush()).await?;
                 Ok(true)
             })
         })
         .connect_lazy_with(options))
 }
 
+/// Closes the connections, and gives up those that do not come back in time: a process that shall end does.
+pub async fn close(pool: &PgPool) {
+    if timeout(CLOSE_TIMEOUT, pool.close()).await.is_err() {
+        tracing::warn!(timeout = ?CLOSE_TIMEOUT, "database connections still in use were cut");
+    }
+}
+
+/// What a connection answers, or that it does not.
+async fn answer(
+    limit: Duration,
+    answered: impl Future<Output = Result<(), sqlx::Error>>,
+) -> Result<(), sqlx::Error> {
+    timeout(limit, answered).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
 /// Why the database cannot be used right now, for the readiness probe; nothing if it answers.
 pub async fn reasons(pool: PgPool) -> Vec<String> {
-    let answer = tokio::time::timeout(PROBE_TIMEOUT, sqlx::query("select 1").execute(&pool)).await;
-    match answer {
+    let answered = timeout(PROBE_TIMEOUT, sqlx::query("select 1").execute(&pool)).await;
+    match answered {
         Ok(Ok(_)) => vec![],
         Ok(Err(error)) => {
             tracing::debug!(%error, "readiness probe failed");

@@ -8,12 +8,15 @@ use std::time::Duration;
 
 use sqlx::PgPool;
 use tokio::task::JoinHandle;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// WAL of so long is held back at most. Short, because a connector's task asks the registry for the row's
 /// schema when it meets the row first, and fails if the registry is away just then: better at its start.
 const EVERY: Duration = Duration::from_secs(1);
+
+/// A beat that takes longer is given up. Its connection may have vanished, and would never be heard of.
+const BEAT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Changes the row until `shutdown`. Several instances of a service may do so side by side. A database that
 /// is away needs no heartbeat, and gets the next one.
@@ -24,8 +27,10 @@ pub fn start(pool: PgPool, shutdown: CancellationToken) -> JoinHandle<()> {
         let beats = async {
             loop {
                 ticks.tick().await;
-                if let Err(error) = beat(&pool).await {
-                    tracing::debug!(%error, "heartbeat row not written");
+                match timeout(BEAT_TIMEOUT, beat(&pool)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::debug!(%error, "heartbeat row not written"),
+                    Err(_) => tracing::debug!(timeout = ?BEAT_TIMEOUT, "heartbeat row not written"),
                 }
             }
         };

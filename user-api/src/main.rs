@@ -34,6 +34,6 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let router = user_api::app(pool.clone()).merge(metrics::router(metrics));
     server::serve(listener, router, shutdown).await?;
     heartbeat.await?;
-    pool.close().await;
+    database::close(&pool).await;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The user service over a real database: requests in, answers out.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
+mod faults;
 mod harness;
 
 use axum::http::StatusCode;

@@ -114,8 +114,7 @@ impl Api {
         table: &str,
         paths: &[String],
     ) -> (Vec<Answer>, i64) {
-        let database = self.pool.connect_options().get_database().unwrap().to_owned();
-        let mut db = admin_options(admin_url_name).database(&database).connect().await.unwrap();
+        let mut db = self.admin(admin_url_name).await;
         let lock = format!(
             "alter table {table} rename to read;
              create sequence statements;
@@ -144,6 +143,12 @@ impl Api {
         (answers.into_iter().map(|(_, answer)| answer).collect(), count)
     }
 
+    /// A superuser's connection to the test's database.
+    pub(crate) async fn admin(&self, admin_url_name: &str) -> PgConnection {
+        let database = self.pool.connect_options().get_database().unwrap().to_owned();
+        admin_options(admin_url_name).database(&database).connect().await.unwrap()
+    }
+
     /// Makes the database unreachable for the service, for good.
     pub(crate) async fn cut_database(&self) {
         self.pool.close().await;
@@ -151,7 +156,7 @@ impl Api {
 }
 
 /// Waits until a statement of the service waits for a lock.
-async fn wait_for_waiting(db: &mut PgConnection) {
+pub(crate) async fn wait_for_waiting(db: &mut PgConnection) {
     let deadline = Instant::now() + Duration::from_secs(10);
     let sql = "select count(*)
                from pg_stat_activity
