@@ -1,5 +1,6 @@
 //! A service's connection pool, and what its errors mean to a client.
 
+use std::borrow::Cow;
 use std::io;
 use std::str::FromStr;
 use std::time::Duration;
@@ -32,6 +33,11 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// When a client may try again what could not be done now.
 pub const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+const DEADLOCK: &str = "40P01";
+const LOCK_TIMEOUT: &str = "55P03";
+/// By the statement timeout.
+const CANCELED: &str = "57014";
 
 /// A pool that connects when it is first used, so that a service starts, and says that it is not
 /// ready, while its database is away. Fails only if `url` cannot be read.
@@ -122,11 +128,27 @@ pub fn violated(error: &sqlx::Error) -> Option<&str> {
     error.as_database_error().and_then(|error| error.constraint())
 }
 
-/// Whether the database refused what was asked of it, rather than being away or short of something: the
-/// same statement would be refused again.
-pub fn is_refusal(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    code.is_some_and(|code| !is_passing(&code))
+/// Whether a statement for several requests failed by what may be the fault of one of them, and certainly took
+/// no effect: it was refused, or ended because of a lock or its duration.
+pub fn is_one_requests_fault(error: &sqlx::Error) -> bool {
+    code(error).is_some_and(|code| {
+        !is_passing(&code) || [DEADLOCK, LOCK_TIMEOUT, CANCELED].contains(&&*code)
+    })
+}
+
+/// Whether the statement was ended because it waited for a lock longer than it said it would.
+pub fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    code(error).is_some_and(|code| code == LOCK_TIMEOUT)
+}
+
+/// Whether the statement was chosen to be ended so that another could go on. It took no effect, and nothing
+/// speaks against doing it again.
+pub fn is_deadlock(error: &sqlx::Error) -> bool {
+    code(error).is_some_and(|code| code == DEADLOCK)
+}
+
+fn code(error: &sqlx::Error) -> Option<Cow<'_, str>> {
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code)
 }
 
 fn unavailable(error: sqlx::Error) -> Problem {
@@ -134,9 +156,9 @@ fn unavailable(error: sqlx::Error) -> Problem {
 }
 
 /// Whether the same statement may succeed later: connections lost (class 08), resources short
-/// (53), shutdown, restart or timeout (57), serialization failure and deadlock (40).
+/// (53), shutdown, restart or timeout (57), serialization failure and deadlock (40), a lock held.
 fn is_passing(sqlstate: &str) -> bool {
-    ["08", "40", "53", "57"].iter().any(|class| sqlstate.starts_with(class))
+    ["08", "40", "53", "57", LOCK_TIMEOUT].iter().any(|class| sqlstate.starts_with(class))
 }
 
 #[cfg(test)]

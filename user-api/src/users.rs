@@ -17,7 +17,7 @@ use service::{Json, Path, Problem, Query, database, timestamp, together};
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
-use crate::inserts::{self, Inserts};
+use crate::inserts::Inserts;
 use crate::user_body::{User, UserBody};
 
 const LIST_LIMIT_DEFAULT: i64 = 100;
@@ -28,7 +28,7 @@ const READ_ROWS_MAX: usize = 200;
 
 /// The routes of users.
 pub(crate) fn router(pool: PgPool) -> Router {
-    let service = Service { inserts: inserts::start(&pool), reads: reads(&pool), pool };
+    let service = Service { inserts: Inserts::start(&pool), reads: reads(&pool), pool };
     Router::new()
         .route("/api/users", get(list).post(create))
         .route("/api/users/{id}", get(read).put(update).delete(delete))
@@ -85,7 +85,7 @@ async fn create(
     State(service): State<Service>,
     Json(body): Json<UserBody>,
 ) -> Result<impl IntoResponse, Problem> {
-    let user = service.inserts.ask(body.create()?).await?;
+    let user = service.inserts.insert(body.create()?).await?;
     let location = [(LOCATION, format!("/api/users/{}", user.id))];
     Ok((StatusCode::CREATED, location, etag(user.version), JsonAnswer(user)))
 }
@@ -126,10 +126,28 @@ async fn update(
     if_match: IfMatch,
     Json(body): Json<UserBody>,
 ) -> Result<impl IntoResponse, Problem> {
-    let User { name, email, department, status } = body.update(id)?;
+    let user = body.update(id)?;
+    let attempt = || change(&service.pool, id, &if_match, &user);
+    let mut changed = attempt().await;
+    // Two users who exchange their addresses wait for each other. One of them is ended and the other goes on.
+    if changed.as_ref().is_err_and(database::is_deadlock) {
+        changed = attempt().await;
+    }
+    match changed.map_err(refused)? {
+        Some(user) => Ok((etag(user.version), JsonAnswer(user))),
+        None => Err(missed(&service.pool, id).await),
+    }
+}
+
+async fn change(
+    pool: &PgPool,
+    id: i64,
+    if_match: &IfMatch,
+    User { name, email, department, status }: &User,
+) -> Result<Option<UserRow>, sqlx::Error> {
     // clock_timestamp, not now: of two updates that met at the row lock, the later one must not
     // carry the earlier time.
-    let user = sqlx::query_as!(
+    sqlx::query_as!(
         UserRow,
         "update users
          set name = $3, email = $4, department = $5, status = coalesce($6, status),
@@ -138,18 +156,13 @@ async fn update(
          returning id, name, email, department, status, created_at, updated_at, version",
         id,
         if_match.versions() as Option<&[i64]>,
-        name,
-        email,
-        department,
-        status,
+        name.as_str(),
+        email.as_str(),
+        department.as_str(),
+        status.as_deref(),
     )
-    .fetch_optional(&service.pool)
+    .fetch_optional(pool)
     .await
-    .map_err(refused)?;
-    match user {
-        Some(user) => Ok((etag(user.version), JsonAnswer(user))),
-        None => Err(missed(&service.pool, id).await),
-    }
 }
 
 async fn delete(

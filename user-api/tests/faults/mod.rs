@@ -1,8 +1,10 @@
-//! What becomes of requests when connections vanish.
+//! What becomes of requests when connections vanish, and of a request's neighbours when it has to wait
+//! for a lock.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use service::{database, heartbeat};
 use sqlx::{Connection, PgConnection, PgPool};
 use tokio::io::copy_bidirectional;
@@ -12,8 +14,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Api, wait_for_waiting};
-use crate::with_api;
+use crate::harness::{Answer, Api, wait_for_waiting};
+use crate::{created, hong, with_api};
 
 /// A connection that does not answer is given up after five seconds; the others are for a slow machine.
 const RECOVERED_AFTER: Duration = Duration::from_secs(15);
@@ -151,4 +153,75 @@ async fn transaction(api: &Api, sql: &str) -> PgConnection {
 async fn begin(db: &mut PgConnection, sql: &str) {
     sqlx::query("begin").execute(&mut *db).await.unwrap();
     assert_eq!(sqlx::query(sql).execute(&mut *db).await.unwrap().rows_affected(), 1);
+}
+
+#[tokio::test]
+async fn a_user_whose_address_is_locked_holds_up_nobody_who_arrived_with_him() {
+    with_api(async |api| {
+        created(&api, &hong()).await;
+        let remove = "delete from users where email = 'hong@example.com'";
+        let mut other = transaction(&api, remove).await;
+        let (mut neighbours, mut locked) = (JoinSet::new(), JoinSet::new());
+        for number in 0..60 {
+            let api = api.clone();
+            let mut user = hong();
+            if number % 20 == 10 {
+                locked.spawn(async move { api.send("POST", "/api/users", &user).await });
+            } else {
+                user["email"] = json!(format!("user{number}@example.com"));
+                neighbours.spawn(async move { api.send("POST", "/api/users", &user).await });
+            }
+        }
+        while let Some(answer) = neighbours.join_next().await {
+            let answer = answer.unwrap();
+            assert_eq!(answer.status, 201, "{}", answer.body);
+        }
+        assert!(locked.try_join_next().is_none(), "the address is still held");
+        sqlx::query("commit").execute(&mut other).await.unwrap();
+        let answers = locked.join_all().await;
+        let mut statuses: Vec<_> = answers.iter().map(|answer| answer.status.as_u16()).collect();
+        statuses.sort_unstable();
+        assert_eq!(statuses, [201, 409, 409]);
+    })
+    .await;
+}
+
+/// The other transaction gives up the address that the change wants, and then wants the changed user.
+#[tokio::test]
+async fn a_change_that_loses_a_deadlock_is_made_after_all() {
+    with_api(async |api| {
+        let path = created(&api, &hong()).await.header("location").to_owned();
+        let mut second = hong();
+        second["email"] = json!("second@example.com");
+        created(&api, &second).await;
+        // The change finds out that it is in a deadlock, and late enough for the other to be in it, too.
+        let mut other = api.admin("USER_DATABASE_ADMIN_URL").await;
+        for sql in [
+            "do $$ begin
+                 execute format('alter database %I set deadlock_timeout = 3000', current_database());
+             end $$",
+            "set deadlock_timeout = '1min'",
+        ] {
+            sqlx::query(sql).execute(&mut other).await.unwrap();
+        }
+        begin(&mut other, "delete from users where email = 'second@example.com'").await;
+        let url = sqlx::ConnectOptions::to_url_lossy(&*api.pool.connect_options()).to_string();
+        let pool = database::pool("test", &url.into(), CONNECTIONS).unwrap();
+        let api = Api::new(user_api::app(pool.clone()), pool);
+
+        let (sender, change) = (api.clone(), second.clone());
+        let target = path.clone();
+        let changed = tokio::spawn(async move { sender.send("PUT", &target, &change).await });
+        wait_for_waiting(&mut api.pool.acquire().await.unwrap()).await;
+        let sql = "update users set name = 'by another' where email = 'hong@example.com'";
+        sqlx::query(sql).execute(&mut other).await.unwrap();
+        sqlx::query("commit").execute(&mut other).await.unwrap();
+
+        let changed: Answer = changed.await.unwrap();
+        assert_eq!(changed.status, 200, "{}", changed.body);
+        assert_eq!(changed.body["email"], "second@example.com");
+        let read = api.send("GET", &path, &Value::Null).await;
+        assert_eq!(read.body, changed.body);
+    })
+    .await;
 }
