@@ -106,6 +106,13 @@ struct Author {
     status: Option<String>,
 }
 
+impl Post {
+    /// The size of its text, as PostgreSQL counts it.
+    pub(crate) fn content_bytes(&self) -> usize {
+        self.content.len()
+    }
+}
+
 impl From<PostRow> for Post {
     fn from(row: PostRow) -> Self {
         let PostRow { id, title, content, author_id, created_at, updated_at, version, .. } = row;

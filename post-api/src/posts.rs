@@ -8,7 +8,7 @@ use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json as JsonAnswer, Router};
-use service::page::PageQuery;
+use service::page::{Page, PageQuery};
 use service::precondition::{IfMatch, etag};
 use service::problem::FieldError;
 use service::together::Together;
@@ -21,6 +21,9 @@ use crate::waiting::until;
 
 const LIST_LIMIT_DEFAULT: i64 = 100;
 const LIST_LIMIT_MAX: i64 = 1000;
+/// Most bytes of posts in one answer, beyond which a page ends early: a thousand posts of 60 kB would be more
+/// than the process may use.
+const PAGE_BYTES_MAX: i64 = 1024 * 1024;
 /// Most posts of one statement that reads for several requests: a post may have 60 kB.
 const READ_ROWS_MAX: usize = 50;
 
@@ -40,22 +43,34 @@ async fn list(
     let page = query.page(LIST_LIMIT_DEFAULT, LIST_LIMIT_MAX)?;
     let rows = sqlx::query_as!(
         PostRow,
-        r#"select p.id, p.title, p.content, p.author_id, p.created_at, p.updated_at, p.version,
+        r#"select p.id as "id!", p.title as "title!", p.content as "content!",
+             p.author_id as "author_id!", p.created_at as "created_at!",
+             p.updated_at as "updated_at!", p.version as "version!",
              u.user_id as "user_id?", u.name as "name?", u.email as "email?",
              u.department as "department?", u.status as "status?"
-         from posts as p
+         from (
+             select *, coalesce(sum(octet_length(content)) over (
+                 order by id rows between unbounded preceding and 1 preceding), 0) as bytes_before
+             from (select * from posts where id > $1 order by id limit $2) as p
+         ) as p
          left join user_view as u on u.user_id = p.author_id
-         where p.id > $1
-         order by p.id
-         limit $2"#,
+         where p.bytes_before <= $3
+         order by p.id"#,
         page.after(),
         page.fetch_limit(),
+        PAGE_BYTES_MAX,
     )
     .fetch_all(&service.pool)
     .await
     .map_err(database::problem)?;
+    Ok(answer(page, &uri, rows))
+}
+
+/// The page ends before the post that is one too many or makes it too long. That one was fetched, and shows
+/// that there is more.
+fn answer(page: Page, uri: &Uri, rows: Vec<PostRow>) -> Response {
     let posts: Vec<_> = rows.into_iter().map(Post::from).collect();
-    Ok(page.answer(&uri, posts, |post| post.id))
+    page.answer_within(PAGE_BYTES_MAX, uri, posts, |post| post.id, Post::content_bytes)
 }
 
 async fn by_department(
@@ -65,25 +80,67 @@ async fn by_department(
     Query(query): Query<PageQuery>,
 ) -> Result<Response, Problem> {
     let page = query.page(LIST_LIMIT_DEFAULT, LIST_LIMIT_MAX)?;
-    let rows = sqlx::query_as!(
+    let rows = find_by_department(&service.pool, &department, page).await;
+    Ok(answer(page, &uri, rows.map_err(database::problem)?))
+}
+
+/// PostgreSQL cannot know where among all posts those of a department are, and walking along until a page of
+/// them is found may mean reading every post. So the walk is short: enough where they are frequent, and else
+/// the first posts of each user of the department are looked up, which is slower but bounded by these users.
+/// The array hides how many posts there are; the plan would otherwise be made for all of them.
+async fn find_by_department(
+    pool: &PgPool,
+    department: &str,
+    page: Page,
+) -> Result<Vec<PostRow>, sqlx::Error> {
+    sqlx::query_as!(
         PostRow,
-        r#"select p.id, p.title, p.content, p.author_id, p.created_at, p.updated_at, p.version,
+        r#"with walked as materialized (
+             select p.id
+             from (select id, author_id from posts where id > $2 order by id limit 10000) as p
+             join user_view as u on u.user_id = p.author_id
+             where u.department = $1
+             order by p.id
+             limit $3
+         ), looked_up as (
+             select p.id
+             from user_view as u
+             cross join lateral (
+                 select id
+                 from posts
+                 where author_id = u.user_id and id > $2
+                 order by id
+                 limit $3
+             ) as p
+             where u.department = $1 and (select count(*) from walked) < $3
+             order by p.id
+             limit $3
+         ), found as (
+             select id from walked where (select count(*) from walked) = $3
+             union all
+             select id from looked_up
+         ), page as (
+             select *, coalesce(sum(octet_length(content)) over (
+                 order by id rows between unbounded preceding and 1 preceding), 0) as bytes_before
+             from posts
+             where id = any (array(select id from found))
+         )
+         select p.id as "id!", p.title as "title!", p.content as "content!",
+             p.author_id as "author_id!", p.created_at as "created_at!",
+             p.updated_at as "updated_at!", p.version as "version!",
              u.user_id as "user_id?", u.name as "name?", u.email as "email?",
              u.department as "department?", u.status as "status?"
-         from posts as p
+         from page as p
          join user_view as u on u.user_id = p.author_id
-         where u.department = $1 and p.id > $2
-         order by p.id
-         limit $3"#,
+         where p.bytes_before <= $4
+         order by p.id"#,
         department,
         page.after(),
         page.fetch_limit(),
+        PAGE_BYTES_MAX,
     )
-    .fetch_all(&service.pool)
+    .fetch_all(pool)
     .await
-    .map_err(database::problem)?;
-    let posts: Vec<_> = rows.into_iter().map(Post::from).collect();
-    Ok(page.answer(&uri, posts, |post| post.id))
 }
 
 async fn create(

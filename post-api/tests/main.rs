@@ -4,6 +4,7 @@
 
 #[path = "../../user-api/tests/harness/mod.rs"]
 mod harness;
+mod pages;
 
 use std::time::Duration;
 

@@ -49,15 +49,33 @@ impl Page {
     pub fn answer<T: Serialize>(
         &self,
         uri: &Uri,
-        mut rows: Vec<T>,
+        rows: Vec<T>,
         id: impl Fn(&T) -> i64,
     ) -> Response {
-        let full = usize::try_from(self.limit).is_ok_and(|limit| {
-            let more = rows.len() > limit;
-            rows.truncate(limit);
-            more
-        });
-        let next = rows.last().filter(|_| full).map(|row| self.link(uri, id(row)));
+        self.answer_within(0, uri, rows, id, |_| 0)
+    }
+
+    /// The same, of as many rows as have `bytes_max` bytes together, but one at least. Of the rows that did
+    /// not fit, the first must have been fetched.
+    pub fn answer_within<T: Serialize>(
+        &self,
+        bytes_max: i64,
+        uri: &Uri,
+        mut rows: Vec<T>,
+        id: impl Fn(&T) -> i64,
+        bytes: impl Fn(&T) -> usize,
+    ) -> Response {
+        let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
+        let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+        let mut sum = 0;
+        let fits = |row: &&T| {
+            sum += bytes(row);
+            sum <= bytes_max
+        };
+        let shown = rows.iter().take(limit).take_while(fits).count().max(1);
+        let more = rows.len() > shown;
+        rows.truncate(shown);
+        let next = rows.last().filter(|_| more).map(|row| self.link(uri, id(row)));
         let mut response = Json(rows).into_response();
         if let Some(link) = next {
             response.headers_mut().insert(LINK, link);
@@ -91,6 +109,23 @@ mod tests {
         check(2, vec![], None);
         check(2, vec![5, 6], None);
         check(2, vec![5, 6, 7], Some("</by/%EA%B0%9C?after=6&limit=2>; rel=\"next\""));
+    }
+
+    #[test]
+    fn a_page_ends_before_the_row_that_makes_it_too_long() {
+        for (bytes_max, link) in [
+            (0, Some("</?after=5&limit=9>; rel=\"next\"")),
+            (11, Some("</?after=6&limit=9>; rel=\"next\"")),
+            (17, Some("</?after=6&limit=9>; rel=\"next\"")),
+            (18, None),
+        ] {
+            let page = PageQuery { after: None, limit: Some(9) }.page(10, 100).unwrap();
+            let uri = Uri::from_static("/");
+            let size = |row: &i64| usize::try_from(*row).unwrap();
+            let response = page.answer_within(bytes_max, &uri, vec![5, 6, 7], |row| *row, size);
+            let seen = response.headers().get(LINK).map(|value| value.to_str().unwrap());
+            assert_eq!(seen, link, "{bytes_max}");
+        }
     }
 
     #[test]
