@@ -1,5 +1,7 @@
 //! Extractors whose every rejection is a [`Problem`].
 
+use std::time::Duration;
+
 use axum::RequestExt;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
@@ -9,15 +11,21 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::time::timeout;
 
 use crate::Problem;
 use crate::problem::FieldError;
+
+/// How long a body may take to arrive. Shorter than any handler may take: whoever sends none in time hears that
+/// nothing was done.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A JSON request body.
 ///
 /// | body | answer |
 /// |---|---|
 /// | no `application/json` content type | 415 |
+/// | not all there after [`BODY_TIMEOUT`] | 408 |
 /// | above the body limit | 413 |
 /// | not JSON, not UTF-8, lone surrogate | 400 |
 /// | JSON of the wrong shape | 422, naming the field |
@@ -37,8 +45,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
             )
             .detail("send the body as content-type: application/json"));
         }
-        let bytes = request.extract::<Bytes, _>().await.map_err(|rejection| body(&rejection))?;
-        read(&bytes).map(Self)
+        read(&receive(request, BODY_TIMEOUT).await?).map(Self)
     }
 }
 
@@ -78,6 +85,14 @@ fn is_json(headers: &HeaderMap) -> bool {
     let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     essence == "application/json"
         || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+async fn receive(request: Request, limit: Duration) -> Result<Bytes, Problem> {
+    let received = timeout(limit, request.extract::<Bytes, _>()).await.map_err(|_| {
+        Problem::new(StatusCode::REQUEST_TIMEOUT, "body-timeout", "Body did not arrive in time")
+            .detail(format!("the limit is {limit:?}; nothing was done"))
+    })?;
+    received.map_err(|rejection| body(&rejection))
 }
 
 fn body(rejection: &BytesRejection) -> Problem {
@@ -139,6 +154,10 @@ fn holds_nul(value: &Value, path: &mut String) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
+    use axum::body::Body;
+    use futures_util::stream;
     use serde::Deserialize;
 
     use super::*;
@@ -176,6 +195,13 @@ mod tests {
         check(br#"{"id":99999999999999999999}"#, 422, "\"id\"");
         check(b"[]", 422, "");
         check(br#""text""#, 422, "expected");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_does_not_arrive_is_408() {
+        let never = Body::from_stream(stream::pending::<io::Result<Bytes>>());
+        let problem = receive(Request::new(never), Duration::from_millis(10)).await.unwrap_err();
+        assert_eq!(problem.status().as_u16(), 408);
     }
 
     #[test]

@@ -2,15 +2,29 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::serve::ListenerExt;
+use axum::serve::{Listener, ListenerExt};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// How long open requests may take to finish once shutdown began.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Most connections open at the same time; more wait to be accepted. Below the number of files a process may
+/// usually open.
+const CONNECTIONS_MAX: u32 = 900;
+
+/// How long a connection may be idle, or take for the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why a listener could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -35,26 +49,54 @@ pub async fn serve(
     router: Router,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
+    serve_within(CONNECTIONS_MAX, HEAD_TIMEOUT, listener, router, shutdown).await;
+    Ok(())
+}
+
+/// What `axum::serve` does, but within limits, which it knows none of.
+async fn serve_within(
+    connections_max: u32,
+    head_timeout: Duration,
+    listener: TcpListener,
+    router: Router,
+    shutdown: CancellationToken,
+) {
     // Answers are small; waiting to fill a segment would only add latency.
-    let listener = listener.tap_io(|stream| {
+    let mut listener = listener.tap_io(|stream| {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "could not set TCP_NODELAY");
         }
     });
-    let stop = shutdown.clone();
-    let server = axum::serve(listener, router)
-        .with_graceful_shutdown(async move { stop.cancelled().await })
-        .into_future();
-    let deadline = async {
-        shutdown.cancelled().await;
-        tokio::time::sleep(DRAIN_TIMEOUT).await;
-    };
-    tokio::select! {
-        result = server => result,
-        () = deadline => {
-            tracing::warn!(timeout = ?DRAIN_TIMEOUT, "requests still open at the deadline were cut");
-            Ok(())
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(head_timeout);
+    let permits = Arc::new(Semaphore::new(connections_max as usize));
+    let accept = async {
+        while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
+            let (stream, _) = Listener::accept(&mut listener).await;
+            let service = TowerToHyperService::new(router.clone());
+            let connection = http.serve_connection(TokioIo::new(stream), service);
+            let shutdown = shutdown.clone();
+            tokio::spawn(async move {
+                let mut connection = pin!(connection);
+                let ended = tokio::select! {
+                    ended = connection.as_mut() => ended,
+                    () = shutdown.cancelled() => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                };
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "connection ended");
+                }
+                drop(permit);
+            });
         }
+    };
+    shutdown.run_until_cancelled(accept).await;
+    drop(listener);
+    // All permits are back when all connections are closed.
+    if timeout(DRAIN_TIMEOUT, permits.acquire_many(connections_max)).await.is_err() {
+        tracing::warn!(timeout = ?DRAIN_TIMEOUT, "requests still open at the deadline were cut");
     }
 }
 
@@ -93,6 +135,34 @@ mod tests {
         client.read_to_string(&mut answer).await.unwrap();
         assert!(answer.ends_with("finished"), "{answer}");
         server.await.unwrap().unwrap();
+    }
+
+    /// Of one connection at a time, the first says half of what it wants.
+    #[tokio::test]
+    async fn a_connection_that_sends_no_request_is_closed_and_makes_room() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().route("/", get(|| async { "answered" }));
+        let shutdown = CancellationToken::new();
+        let limit = Duration::from_millis(100);
+        let server = tokio::spawn(serve_within(1, limit, listener, router, shutdown.clone()));
+
+        let mut half = TcpStream::connect(address).await.unwrap();
+        half.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+        let idle = TcpStream::connect(address).await.unwrap();
+        let mut last = TcpStream::connect(address).await.unwrap();
+        let head = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        last.write_all(head).await.unwrap();
+        let mut answer = String::new();
+        last.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("answered"), "{answer}");
+        for mut closed in [half, idle] {
+            let mut text = String::new();
+            closed.read_to_string(&mut text).await.unwrap();
+            assert!(!text.contains("answered"), "{text}");
+        }
+        shutdown.cancel();
+        server.await.unwrap();
     }
 
     #[tokio::test]
