@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
@@ -76,6 +76,7 @@ struct HandlerPanic(String);
 async fn around(timeout: Duration, mut request: Request, next: Next) -> Response {
     let id = request_id(&request);
     let method = request.method().as_str().to_owned();
+    let series = method_label(request.method());
     // The route's pattern, not the path: paths hold keys and would make one series each.
     let route = request
         .extensions()
@@ -95,11 +96,23 @@ async fn around(timeout: Duration, mut request: Request, next: Next) -> Response
 
     response.headers_mut().insert(&REQUEST_ID, id);
     span.in_scope(|| log(&response, elapsed));
-    let labels =
-        [("method", method), ("route", route), ("status", response.status().as_u16().to_string())];
+    let status = response.status().as_u16().to_string();
+    let labels = [("method", series.to_owned()), ("route", route), ("status", status)];
     metrics::counter!("http_requests_total", &labels).increment(1);
     metrics::histogram!(REQUEST_SECONDS_NAME, &labels).record(elapsed.as_secs_f64());
     response
+}
+
+/// The method, if it is one that a route can have: each that a client invents would make a series.
+fn method_label(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "DELETE" => "DELETE",
+        _ => "other",
+    }
 }
 
 fn request_id(request: &Request) -> HeaderValue {
@@ -131,6 +144,7 @@ mod tests {
     use axum::body::{Body, to_bytes};
     use axum::http::Request;
     use axum::routing::{get, post};
+    use metrics_exporter_prometheus::PrometheusBuilder;
     use tower::ServiceExt;
 
     use super::*;
@@ -190,6 +204,22 @@ mod tests {
         let json = |length: usize| Body::from(format!("\"{}\"", "a".repeat(length - 2)));
         check(request("POST", "/echo", json(BODY_BYTES_MAX)), 200, "aaa").await;
         check(request("POST", "/echo", json(BODY_BYTES_MAX + 1)), 413, "65536").await;
+    }
+
+    #[tokio::test]
+    async fn methods_that_clients_invent_make_one_series() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        let _guard = metrics::set_default_local_recorder(&recorder);
+        for method in ["GET", "INVENTED", "MADE-UP", "get"] {
+            app().oneshot(request(method, "/ok", Body::empty())).await.unwrap();
+        }
+        let text = handle.render();
+        let counts: Vec<_> =
+            text.lines().filter(|line| line.starts_with("http_requests_total{")).collect();
+        assert_eq!(counts.len(), 2, "{counts:?}");
+        assert!(counts.iter().any(|line| line.contains("method=\"GET\"")), "{counts:?}");
+        assert!(counts.iter().any(|line| line.contains("method=\"other\"")), "{counts:?}");
     }
 
     #[tokio::test]
