@@ -307,6 +307,7 @@ async fn a_field_or_body_that_cannot_be_used_is_refused() {
         let json = [("content-type", "application/json")];
         let post = async |body: &str| api.raw("POST", "/api/posts", &json, body.into()).await;
         post("not json").await.is_problem(400, "bad-request");
+        post(r#"[null, "제목", "내용", 6]"#).await.is_problem(422, "invalid-fields");
         post(r#"{"title":"\ud800"}"#).await.is_problem(400, "bad-request");
         let large = json!({ "content": "a".repeat(64 * 1024) }).to_string();
         post(&large).await.is_problem(413, "body-too-large");

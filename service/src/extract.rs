@@ -28,6 +28,7 @@ pub const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// | not all there after [`BODY_TIMEOUT`] | 408 |
 /// | above the body limit | 413 |
 /// | not JSON, not UTF-8, lone surrogate | 400 |
+/// | JSON but no object | 422 |
 /// | JSON of the wrong shape | 422, naming the field |
 /// | NUL character in any string (PostgreSQL cannot store it) | 422, naming the field |
 #[derive(Debug, Clone, Copy)]
@@ -106,6 +107,10 @@ fn body(rejection: &BytesRejection) -> Problem {
 fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     let value: Value = serde_json::from_slice(bytes)
         .map_err(|error| Problem::bad_request(format!("the body is not JSON: {error}")))?;
+    // Read as a struct, an array would give its items to the fields in order.
+    if !value.is_object() {
+        return Err(Problem::invalid(vec![FieldError::new(".", "expected an object")]));
+    }
     let mut path = String::new();
     if holds_nul(&value, &mut path) {
         return Err(Problem::invalid(vec![FieldError::new(
@@ -194,6 +199,7 @@ mod tests {
         check(br#"{"id":"seven"}"#, 422, "\"id\"");
         check(br#"{"id":99999999999999999999}"#, 422, "\"id\"");
         check(b"[]", 422, "");
+        check(br#"["text",7]"#, 422, "");
         check(br#""text""#, 422, "expected");
     }
 

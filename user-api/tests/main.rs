@@ -286,7 +286,8 @@ async fn a_body_or_address_that_cannot_be_read_is_refused() {
         ] {
             post(body, json).await.is_problem(400, "bad-request");
         }
-        for body in ["[]", "7", "\"text\"", "null"] {
+        let in_order = r#"[null, "홍길동", "hong@example.com", "개발팀", "ACTIVE"]"#;
+        for body in ["[]", "7", "\"text\"", "null", in_order] {
             post(body.as_bytes(), json).await.is_problem(422, "invalid-fields");
         }
         let large = json!({ "name": "a".repeat(64 * 1024) }).to_string();
