@@ -37,9 +37,24 @@ async fn nothing_is_lost_when_the_broker_is_killed() {
     check(Service::Kafka).await;
 }
 
+/// A consumer that runs knows its schemas: only one that begins needs the registry.
 #[tokio::test]
 async fn nothing_is_lost_when_the_registry_is_killed() {
-    check(Service::Registry).await;
+    check_while_away(Service::Registry, async |system: &System| {
+        let consumer = Service::Consumer(1);
+        system.stack.stop(consumer).await.unwrap();
+        system.stack.launch(consumer).await.unwrap();
+        until("the consumer waits for the registry", RECOVERY_DEADLINE, async || {
+            let status = system.consumer_status(consumer).await?;
+            let reasons = status["reasons"].as_array().map_or(&[][..], Vec::as_slice);
+            let waits = |reason: &serde_json::Value| {
+                reason.as_str().is_some_and(|reason| reason.starts_with("registry: "))
+            };
+            if reasons.iter().any(waits) { Ok(()) } else { Err(status.to_string()) }
+        })
+        .await;
+    })
+    .await;
 }
 
 /// Requests that arrive together are inserted together: none may be answered before its commit.
@@ -131,12 +146,17 @@ async fn registering_waits_for_connect_whenever_it_restarts() {
 }
 
 async fn check(service: Service) {
+    check_while_away(service, async |_: &System| {}).await;
+}
+
+async fn check_while_away(service: Service, meanwhile: impl AsyncFnOnce(&System)) {
     with_system(async |system: System| {
         let load = Load::start(&system).await;
         load.attempts(200, 200).await;
         system.stack.kill(service).await.unwrap();
         let killed = Instant::now();
         load.attempts(400, 20).await;
+        meanwhile(&system).await;
 
         let restarted = Instant::now();
         system.report.time(format!("{service} away"), restarted - killed);

@@ -45,7 +45,7 @@ async fn partitions_move_between_two_and_four_consumers_and_nothing_is_lost() {
 /// A frozen process is the worst member: it holds its connections, its locks and its opinion of
 /// what it owns.
 #[tokio::test]
-async fn a_consumer_that_freezes_and_thaws_is_fenced_off() {
+async fn a_consumer_that_freezes_is_replaced_and_joins_again_when_it_thaws() {
     with_system(async |system: System| {
         let [first, second] = [1, 2].map(Service::Consumer);
         let load = Load::start(&system).await;
