@@ -185,7 +185,7 @@ async fn the_user_database_admits_only_the_user_service_and_debezium() {
     fresh.drop().await;
 }
 
-/// A compacted topic cannot take its record; see migrations/users/0004_no_truncate.sql.
+/// A compacted topic cannot take its record; see `migrations/users/0004_no_truncate.sql`.
 #[tokio::test]
 async fn source_tables_refuse_a_truncate_and_say_what_to_do() {
     let people = Fresh::new();
