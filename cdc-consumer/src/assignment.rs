@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{CommitMode, Consumer};
 use sqlx::PgConnection;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Table;
-use crate::database::{Database, DatabaseError, Generation, schema_of};
-use crate::decode::View;
+use crate::database::{Database, DatabaseError, Generation, answered, schema_of};
+use crate::decode::{View, topics};
 use crate::fence::{self, Wanted};
 use crate::group::Rebalance;
 use crate::metrics;
@@ -24,8 +26,10 @@ use crate::writer::WriterLink;
 const SETTLE_MAX: Duration = Duration::from_secs(10);
 /// Pause between two looks at whether our partitions are still ours, while nothing is applied.
 const CHECK_EVERY: Duration = Duration::from_secs(3);
-/// A database that does not answer this question in time will be asked again.
+/// Whoever does not answer this question in time will be asked again.
 const CHECK_MAX: Duration = Duration::from_secs(2);
+/// A database that does not tell what its tables look like in this time ends the session.
+const TABLES_MAX: Duration = Duration::from_secs(10);
 
 impl Session {
     /// Takes over partitions: asks the database where each continues, then reads from there.
@@ -79,52 +83,84 @@ impl Session {
             let connection = connected(control, database, place.generation).await?;
             Ok(takeover::acquire(connection, wanted, owner).await?)
         };
-        runtime.block_on(async {
-            tokio::select! {
-                acquired = acquired => acquired,
-                () = shutdown.cancelled() => Err(SessionError::Stopped),
-            }
-        })
+        unless_stopped(runtime, shutdown, acquired)
     }
 
-    /// Notices without any record that somebody moved our offsets, another generation became current, or
-    /// a migration changed a view's table.
-    pub(crate) fn check_ownership_when_due(&mut self) -> Result<(), SessionError> {
-        if self.checked_at.elapsed() < CHECK_EVERY || self.owned.is_empty() {
+    /// Looks now and then at what no record tells.
+    pub(crate) fn look_around_when_due(&mut self) -> Result<(), SessionError> {
+        if self.checked_at.elapsed() < CHECK_EVERY {
             return Ok(());
         }
         self.checked_at = Instant::now();
         self.pass_holes()?;
-        let Self { control, owned, place, views, runtime, .. } = self;
-        // Without a connection the next acquisition or the writers deal with the database.
-        let Some(connection) = control else { return Ok(()) };
+        if self.paused {
+            self.look_at_log_ends();
+        }
+        if self.board.waits_for_topics() {
+            self.look_for_topics();
+        }
+        self.check_ownership()
+    }
+
+    /// Notices without any record that somebody moved our offsets, another generation became current, or
+    /// a migration changed a view's table. A database that is away is asked again.
+    fn check_ownership(&mut self) -> Result<(), SessionError> {
+        let Self { control, database, owned, place, views, runtime, shutdown, .. } = self;
         let owned: Vec<_> =
             owned.iter().map(|(partition, owned)| (partition, owned.progress.epoch)).collect();
-        let asked = runtime.block_on(tokio::time::timeout(CHECK_MAX, async {
+        let asked = answered(CHECK_MAX, async {
+            let connection = connected(control, database, place.generation).await?;
             if !fence::still_ours(connection, &owned, place.published).await? {
                 return Err(SessionError::Fenced);
             }
             same_tables(connection, place.generation, views).await
-        }));
-        match asked {
-            // A migration, or their generation was dropped, tables, offsets and all.
-            Ok(Err(error)) if recovery::of_session(&error) == Recovery::Restart => Err(error),
-            Ok(Err(SessionError::Fence(_) | SessionError::Catalog(_))) | Err(_) => {
-                *control = None;
+        });
+        match unless_stopped(runtime, shutdown, asked) {
+            Ok(()) => {
+                self.board.ownership_known();
                 Ok(())
             }
-            Ok(outcome) => outcome,
+            // A migration, or their generation was dropped, tables, offsets and all.
+            Err(error) if recovery::of_session(&error) == Recovery::Restart => Err(error),
+            Err(
+                error @ (SessionError::Database(_)
+                | SessionError::Fence(_)
+                | SessionError::Catalog(_)),
+            ) => {
+                self.control = None;
+                self.board.ownership_unknown(&error);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Of partitions whose fetching is paused nothing tells where their logs end, unless it is asked.
+    fn look_at_log_ends(&self) {
+        for Partition { topic, number } in self.owned.keys() {
+            let asked = self.consumer.fetch_watermarks(topic, *number, CHECK_MAX);
+            let Ok((_, log_end)) = asked else { return };
+            self.board.high_offset(topic, *number, log_end);
+        }
+    }
+
+    /// Which of the declared topics do not exist: librdkafka only says that one does not.
+    pub(crate) fn look_for_topics(&self) {
+        match source::missing(&self.consumer, &topics(&self.views), CHECK_MAX) {
+            Ok(missing) => self.board.waiting_for_topics(&missing),
+            Err(error) => tracing::debug!(error = %error, "could not look for topics"),
         }
     }
 
     /// The same about the tables of the views alone, before a new schema is put to use: what a migration
     /// prepared for that schema is not missed.
     pub(crate) fn check_tables(&mut self) -> Result<(), SessionError> {
-        let Self { control, database, place, views, runtime, .. } = self;
-        runtime.block_on(async {
+        let Self { control, database, place, views, runtime, shutdown, .. } = self;
+        let asked = answered(TABLES_MAX, async {
             let connection = connected(control, database, place.generation).await?;
             same_tables(connection, place.generation, views).await
-        })
+        });
+        unless_stopped(runtime, shutdown, asked)
     }
 
     /// Marks of transactions and the records of aborted ones have offsets, but are never delivered. Those
@@ -133,8 +169,9 @@ impl Session {
     /// librdkafka's position of a partition moves as what lies in its queue is taken out, in order: what
     /// is before it was given to us, or will never be.
     fn pass_holes(&mut self) -> Result<(), SessionError> {
-        if !self.held.is_empty() {
-            return Ok(()); // those were given to us, and are in no batch yet
+        // Held records were given to us, and are in no batch yet.
+        if self.owned.is_empty() || !self.held.is_empty() {
+            return Ok(());
         }
         let Self { consumer, owned, writers, .. } = self;
         for (partition, position) in source::positions(consumer)? {
@@ -157,11 +194,17 @@ impl Session {
             self.board.revoked(partition);
         }
         let Self { held, owned, .. } = self;
+        let held_before = held.len();
         held.retain(|message| {
             let record = source::record(message);
             let partition = Partition { topic: record.topic.to_owned(), number: record.partition };
             owned.contains_key(&partition)
         });
+        if held.len() < held_before {
+            // Perhaps nobody waits for that schema any more.
+            self.schemas.forget();
+            self.decode_held()?;
+        }
         if !partitions.is_empty() {
             tracing::info!(kafka.partitions = listed(partitions), "partitions given up");
         }
@@ -234,6 +277,20 @@ fn answer(consumer: &GroupConsumer, rebalance: &Rebalance) -> Result<(), SourceE
         }
         Rebalance::Revoke(partitions) => source::unassign(consumer, partitions),
     }
+}
+
+/// Waits for what the database says, but not when told to stop.
+fn unless_stopped<T>(
+    runtime: &Handle,
+    shutdown: &CancellationToken,
+    asked: impl Future<Output = Result<T, SessionError>>,
+) -> Result<T, SessionError> {
+    runtime.block_on(async {
+        tokio::select! {
+            answer = asked => answer,
+            () = shutdown.cancelled() => Err(SessionError::Stopped),
+        }
+    })
 }
 
 /// The session's own connection, made when there is none.

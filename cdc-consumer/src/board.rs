@@ -1,6 +1,6 @@
 //! What the process knows of itself, for the status page, the metrics and readiness.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -28,6 +28,7 @@ struct State {
     fetch_pauses: u64,
     broker_trouble: bool,
     missing_topics: String,
+    ownership_unknown: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -81,8 +82,10 @@ impl Board {
         let mut state = self.state();
         state.generation = Some(generation);
         state.partitions.clear();
+        state.ownership_unknown = false;
         // What the last session waited for when it ended is not this one's.
         self.readiness.clear("database");
+        self.readiness.clear("ownership");
         self.readiness.clear("registry");
     }
 
@@ -90,28 +93,29 @@ impl Board {
     pub fn assigned(&self, partition: &Partition, next_offset: i64) {
         let key = (partition.topic.clone(), partition.number);
         let new = PartitionState { next_offset, ..PartitionState::default() };
-        let mut state = self.state();
-        state.partitions.insert(key, new);
-        if state.missing_topics.contains(&partition.topic) {
-            state.missing_topics.clear();
-            self.readiness.clear("topic");
-        }
+        self.state().partitions.insert(key, new);
     }
 
     /// A partition is no longer ours.
     pub fn revoked(&self, partition: &Partition) {
         self.state().partitions.remove(&(partition.topic.clone(), partition.number));
-        metrics::lag(partition, 0);
+        metrics::lag_unknown(partition);
     }
 
     /// The broker told where a log ends.
     pub fn high_offset(&self, topic: &str, number: i32, high_offset: i64) {
         let mut state = self.state();
         let Some(partition) = state.partitions.get_mut(&(topic.to_owned(), number)) else { return };
+        // librdkafka repeats what it fetched last, which may be older than what was asked.
+        let high_offset = partition.high_offset.map_or(high_offset, |known| known.max(high_offset));
         partition.high_offset = Some(high_offset);
         let lag = (high_offset - partition.next_offset).max(0);
         metrics::lag(&Partition { topic: topic.to_owned(), number }, lag);
-        if std::mem::take(&mut state.broker_trouble) {
+    }
+
+    /// librdkafka is connected to the brokers we need.
+    pub fn broker_answers(&self) {
+        if std::mem::take(&mut self.state().broker_trouble) {
             tracing::info!("the broker answers again");
             self.readiness.clear("kafka");
         }
@@ -126,21 +130,42 @@ impl Board {
         self.readiness.block("kafka", reason);
     }
 
-    /// A subscribed topic does not exist: the connector makes it with the first change. Logged once.
-    pub fn waiting_for_topic(&self, topics: &BTreeSet<&str>) {
+    /// Declared topics do not exist: the connector makes them with the first change. None: all do. Logged once.
+    pub fn waiting_for_topics(&self, missing: &[&str]) {
+        let topics = missing.join(", ");
         let mut state = self.state();
-        let assigned: BTreeSet<&str> =
-            state.partitions.keys().map(|(topic, _)| topic.as_str()).collect();
-        let missing: Vec<&str> = topics.difference(&assigned).copied().collect();
-        let reason = format!("waiting for topic {} to exist", missing.join(", "));
-        if !missing.is_empty() && state.missing_topics != reason {
-            tracing::info!(
-                topics = missing.join(", "),
-                "a declared topic does not exist yet, waiting"
-            );
-            state.missing_topics.clone_from(&reason);
-            drop(state);
-            self.readiness.block("topic", reason);
+        if state.missing_topics == topics {
+            return;
+        }
+        if topics.is_empty() {
+            tracing::info!("every declared topic exists");
+            self.readiness.clear("topic");
+        } else {
+            tracing::info!(topics, "a declared topic does not exist yet, waiting");
+            self.readiness.block("topic", format!("waiting for topic {topics} to exist"));
+        }
+        state.missing_topics = topics;
+    }
+
+    /// Whether a declared topic did not exist when it was looked for last.
+    pub fn waits_for_topics(&self) -> bool {
+        !self.state().missing_topics.is_empty()
+    }
+
+    /// The database could not be asked whether our partitions are still ours. Logged once per outage.
+    pub fn ownership_unknown(&self, error: &dyn std::error::Error) {
+        let error = service::telemetry::chain(error).to_string();
+        if !std::mem::replace(&mut self.state().ownership_unknown, true) {
+            tracing::warn!(error, "cannot ask whether partitions are still ours, trying on");
+        }
+        self.readiness.block("ownership", error);
+    }
+
+    /// They are.
+    pub fn ownership_known(&self) {
+        if std::mem::take(&mut self.state().ownership_unknown) {
+            tracing::info!("the database says again whose partitions are");
+            self.readiness.clear("ownership");
         }
     }
 

@@ -47,6 +47,8 @@ pub enum DatabaseError {
     Connect(String, #[source] sqlx::Error),
     #[error("could not read the current generation; run `migrate views` first")]
     Generation(#[source] sqlx::Error),
+    #[error("the database did not answer for {0:?}")]
+    Silent(Duration),
 }
 
 impl Database {
@@ -124,6 +126,16 @@ impl Database {
         let mut connection = self.connect().await?;
         published(&mut connection).await.map_err(DatabaseError::Generation)
     }
+}
+
+/// What the database answers, unless it is silent for too long: a network that lost a connection need not say
+/// so, and then nothing else would ever end the wait. The connection is of no use after that.
+pub(crate) async fn answered<T, E: From<DatabaseError>>(
+    patience: Duration,
+    asked: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let answer = tokio::time::timeout(patience, asked).await;
+    answer.unwrap_or_else(|_| Err(DatabaseError::Silent(patience).into()))
 }
 
 /// The generation that readers see.

@@ -9,7 +9,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
-use rdkafka::statistics::Statistics;
+use rdkafka::statistics::{Broker, Partition as PartitionStatistics, Statistics};
 use rdkafka::types::RDKafkaRespErr;
 
 use crate::board::Board;
@@ -78,6 +78,9 @@ impl ClientContext for Group {
                 }
             }
         }
+        if reached(&statistics) {
+            self.board.broker_answers();
+        }
     }
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -132,6 +135,22 @@ fn owned(partitions: &TopicPartitionList) -> Vec<Partition> {
         .collect()
 }
 
+/// Whether there are connections to the cluster: to the brokers that lead our partitions, or to any when we
+/// have none. Offsets are no sign of it: librdkafka repeats those it fetched last.
+fn reached(statistics: &Statistics) -> bool {
+    let up = |broker: &&Broker| broker.state == "UP";
+    let brokers = || statistics.brokers.values().filter(up);
+    let partitions = statistics.topics.values().flat_map(|topic| topic.partitions.values());
+    let ours = |each: &&PartitionStatistics| {
+        each.partition >= 0 && !["none", "stopping", "stopped"].contains(&each.fetch_state.as_str())
+    };
+    let mut ours = partitions.filter(ours).peekable();
+    if ours.peek().is_none() {
+        return brokers().next().is_some();
+    }
+    ours.all(|partition| brokers().any(|broker| broker.nodeid == partition.leader))
+}
+
 /// The topic named by the log line about a topic whose id changed. librdkafka itself goes on with the new
 /// topic at the old offset.
 fn recreated_topic(message: &str) -> Option<&str> {
@@ -144,7 +163,42 @@ fn recreated_topic(message: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::statistics::Topic;
+
     use super::*;
+
+    #[test]
+    fn only_connections_to_brokers_say_that_the_cluster_is_reached() {
+        let statistics = |brokers: &[(i32, &str)], partitions: &[(i32, i32, &str)]| {
+            let brokers = brokers.iter().map(|&(nodeid, state)| {
+                let broker = Broker { nodeid, state: state.to_owned(), ..Broker::default() };
+                (nodeid.to_string(), broker)
+            });
+            let partitions = partitions.iter().map(|&(partition, leader, fetch_state)| {
+                let fetch_state = fetch_state.to_owned();
+                let (hi_offset, rest) = (7, PartitionStatistics::default());
+                (
+                    partition,
+                    PartitionStatistics { partition, leader, fetch_state, hi_offset, ..rest },
+                )
+            });
+            let topic = Topic { partitions: partitions.collect(), ..Topic::default() };
+            let topics = [("users".to_owned(), topic)].into();
+            Statistics { brokers: brokers.collect(), topics, ..Statistics::default() }
+        };
+        let check = |brokers: &[(i32, &str)], partitions: &[(i32, i32, &str)], expected| {
+            let found = reached(&statistics(brokers, partitions));
+            assert_eq!(found, expected, "{brokers:?} {partitions:?}");
+        };
+        let (up, down) = (&[(-1, "INIT"), (1, "UP")], &[(-1, "TRY_CONNECT"), (1, "CONNECT")]);
+        check(up, &[(-1, -1, "none"), (0, 1, "active")], true);
+        check(down, &[(-1, -1, "none"), (0, 1, "active")], false);
+        check(&[(1, "UP"), (2, "DOWN")], &[(0, 1, "active"), (1, 2, "active")], false);
+        check(&[(1, "UP"), (2, "DOWN")], &[(0, 1, "active"), (1, 2, "none")], true);
+        check(up, &[(0, -1, "active")], false);
+        check(up, &[], true);
+        check(down, &[], false);
+    }
 
     #[test]
     fn a_topic_made_again_is_known_by_its_id() {

@@ -36,7 +36,10 @@ pub fn describe() {
         RECORDS,
         "Records by view and by where they ended: every record read ends in exactly one outcome."
     );
-    ::metrics::describe_gauge!(LAG, "Records of an owned partition that are not applied yet.");
+    ::metrics::describe_gauge!(
+        LAG,
+        "Records of a partition that are not applied yet; NaN when it is no longer ours."
+    );
     ::metrics::describe_histogram!(
         FRESHNESS,
         "From the commit at the source to visible in the view."
@@ -98,7 +101,15 @@ pub fn refused(topic: &str) {
 
 pub fn lag(partition: &Partition, records: i64) {
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; lag is far below 2^52")]
-    let records = records as f64;
+    set_lag(partition, records as f64);
+}
+
+/// Whoever owns the partition now knows its lag, we do not. Zero would say that all is well.
+pub fn lag_unknown(partition: &Partition) {
+    set_lag(partition, f64::NAN);
+}
+
+fn set_lag(partition: &Partition, records: f64) {
     let number = partition.number.to_string();
     ::metrics::gauge!(LAG, "topic" => partition.topic.clone(), "partition" => number).set(records);
 }

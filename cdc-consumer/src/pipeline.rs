@@ -93,7 +93,7 @@ pub enum SessionError {
     TableChanged(String),
     #[error("a writer ended unexpectedly")]
     WriterDied,
-    #[error("told to stop while another owner of a partition was waited for")]
+    #[error("told to stop while the database was waited for")]
     Stopped,
 }
 

@@ -128,6 +128,7 @@ pub fn of_connection(error: &DatabaseError) -> Recovery {
         DatabaseError::Connect(_, source) | DatabaseError::Generation(source) => {
             of_database(source)
         }
+        DatabaseError::Silent(_) => Recovery::Retry,
     }
 }
 

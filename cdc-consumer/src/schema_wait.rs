@@ -5,6 +5,7 @@ use std::sync::Arc;
 use service::health::Readiness;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot::{self, Receiver, error::TryRecvError};
+use tokio::task::JoinHandle;
 
 use crate::pipeline::SessionError;
 use crate::recovery::{self, Backoff, Recovery};
@@ -17,7 +18,29 @@ type Fetched = Result<Arc<Node>, RegistryError>;
 pub(crate) struct SchemaWait {
     registry: Registry,
     readiness: Readiness,
-    wanted: Option<(u32, Receiver<Fetched>)>,
+    wanted: Option<Wanted>,
+}
+
+/// A schema being fetched, until nobody waits for it any more.
+struct Wanted {
+    id: u32,
+    receiver: Receiver<Fetched>,
+    fetching: JoinHandle<()>,
+}
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        self.fetching.abort();
+    }
+}
+
+/// Dropped with the task that fetches, however that ends: then it is no reason any more not to be ready.
+struct Waiting(Readiness);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.clear("registry");
+    }
 }
 
 impl SchemaWait {
@@ -33,18 +56,23 @@ impl SchemaWait {
     /// Begins to fetch a schema, for as long as it takes.
     pub(crate) fn fetch(&mut self, id: u32, runtime: &Handle) {
         let (sender, receiver) = oneshot::channel();
-        let (registry, readiness) = (self.registry.clone(), self.readiness.clone());
-        runtime.spawn(async move {
-            let fetched = fetch(&registry, &readiness, id).await;
-            // A session that ended meanwhile wants no schema.
+        let (registry, waiting) = (self.registry.clone(), Waiting(self.readiness.clone()));
+        let fetching = runtime.spawn(async move {
+            let fetched = fetch(&registry, &waiting.0, id).await;
+            // Whoever waited may be gone.
             drop(sender.send(fetched));
         });
-        self.wanted = Some((id, receiver));
+        self.wanted = Some(Wanted { id, receiver, fetching });
+    }
+
+    /// Nobody waits any more.
+    pub(crate) fn forget(&mut self) {
+        self.wanted = None;
     }
 
     /// The schema, once it is here.
     pub(crate) fn arrived(&mut self) -> Result<Option<(u32, Arc<Node>)>, SessionError> {
-        let Some((id, receiver)) = &mut self.wanted else { return Ok(None) };
+        let Some(Wanted { id, receiver, .. }) = &mut self.wanted else { return Ok(None) };
         let id = *id;
         match receiver.try_recv() {
             Ok(fetched) => {
@@ -64,7 +92,6 @@ async fn fetch(registry: &Registry, readiness: &Readiness, id: u32) -> Fetched {
             Ok(schema) => {
                 if !backoff.fresh() {
                     tracing::info!(schema.id = id, "the registry answers again");
-                    readiness.clear("registry");
                 }
                 return Ok(schema);
             }

@@ -65,7 +65,7 @@ pub(crate) struct Session {
     pub(crate) database: Database,
     pub(crate) place: Place,
     pub(crate) control: Option<PgConnection>,
-    schemas: SchemaWait,
+    pub(crate) schemas: SchemaWait,
     pub(crate) writers: Vec<WriterLink>,
     pub(crate) reports: Receiver<(usize, Report)>,
     pub(crate) owned: HashMap<Partition, Owned>,
@@ -76,7 +76,7 @@ pub(crate) struct Session {
     committed_at: Instant,
     pub(crate) checked_at: Instant,
     stuck_since: Option<Instant>,
-    paused: bool,
+    pub(crate) paused: bool,
     limits: LimitSettings,
     pub(crate) owner: String,
     pub(crate) board: Board,
@@ -148,7 +148,7 @@ impl Session {
             self.same_topics()?;
             self.receive_reports()?;
             self.commit_when_due();
-            self.check_ownership_when_due()?;
+            self.look_around_when_due()?;
             self.rebalance()?;
             self.learn_schema()?;
             if !self.wait_for_room()? {
@@ -282,6 +282,11 @@ impl Session {
         let Some((id, schema)) = self.schemas.arrived()? else { return Ok(()) };
         self.check_tables()?;
         self.decoder.learn(id, schema);
+        self.decode_held()
+    }
+
+    /// Decodes what was held back, up to the first record whose schema is not known.
+    pub(crate) fn decode_held(&mut self) -> Result<(), SessionError> {
         while let Some(message) = self.held.pop_front() {
             if let Decoded::NeedsSchema(id) = self.decode(&source::record(&message))? {
                 self.held.push_front(message);
@@ -371,7 +376,7 @@ impl Session {
                 Err(SourceError::Expelled(error.clone()).into())
             }
             error if source::names_no_topic(error) => {
-                self.board.waiting_for_topic(&topics(&self.views));
+                self.look_for_topics();
                 Ok(())
             }
             error if source::passes_by_itself(error) => {

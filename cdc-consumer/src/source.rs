@@ -1,6 +1,6 @@
 //! Kafka: the consumer and what it is told, nothing about what records mean.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
@@ -251,6 +251,22 @@ pub fn offsets_at(
     Ok(places)
 }
 
+/// Those of some topics that do not exist.
+pub fn missing<'t>(
+    consumer: &GroupConsumer,
+    topics: &BTreeSet<&'t str>,
+    patience: Duration,
+) -> Result<Vec<&'t str>, KafkaError> {
+    let mut missing = vec![];
+    for topic in topics {
+        let metadata = consumer.fetch_metadata(Some(topic), patience)?;
+        if metadata.topics().iter().all(|found| found.partitions().is_empty()) {
+            missing.push(*topic);
+        }
+    }
+    Ok(missing)
+}
+
 /// Gives partitions up.
 pub fn unassign(consumer: &GroupConsumer, partitions: &[Partition]) -> Result<(), SourceError> {
     let list = list_of(partitions);
@@ -289,12 +305,10 @@ fn list_of(partitions: &[Partition]) -> TopicPartitionList {
 /// Per partition, the offset after what was taken out of its queue; none before the first record.
 pub fn positions(consumer: &GroupConsumer) -> Result<Vec<(Partition, i64)>, SourceError> {
     let list = consumer.position().map_err(SourceError::Poll)?;
-    let position = |element: &TopicPartitionListElem<'_>| match element.offset() {
-        Offset::Offset(offset) => Some((
-            Partition { topic: element.topic().to_owned(), number: element.partition() },
-            offset,
-        )),
-        _ => None,
+    let position = |element: &TopicPartitionListElem<'_>| {
+        let Offset::Offset(offset) = element.offset() else { return None };
+        let topic = element.topic().to_owned();
+        Some((Partition { topic, number: element.partition() }, offset))
     };
     Ok(list.elements().iter().filter_map(position).collect())
 }

@@ -4,11 +4,16 @@
 //! owner waits for. Inside COPY it does not: reading from the client is a part of that statement, which no
 //! timeout interrupts. So whoever waits for a partition looks for such sessions and ends them.
 
+use std::time::Duration;
+
 use sqlx::{PgConnection, Row};
 
 use crate::database::IDLE_IN_TRANSACTION_MAX;
 use crate::fence::{self, FenceError, Wanted};
 use crate::offsets::Progress;
+
+/// No acquisition waits as long for its locks: the database is away, and nobody said so.
+const ANSWER_MAX: Duration = Duration::from_secs(20);
 
 /// [`fence::acquire`], however long a previous owner has been standing still.
 pub(crate) async fn acquire(
@@ -17,7 +22,12 @@ pub(crate) async fn acquire(
     owner: &str,
 ) -> Result<Progress, FenceError> {
     loop {
-        match fence::acquire(connection, wanted, owner).await {
+        let asked = fence::acquire(connection, wanted, owner);
+        let acquired = tokio::time::timeout(ANSWER_MAX, asked).await.unwrap_or_else(|_| {
+            let source = sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+            Err(FenceError::Acquire { partition: wanted.partition.clone(), source })
+        });
+        match acquired {
             Err(FenceError::Acquire { partition, source }) if lock_not_available(&source) => {
                 let ended = end_silent_copies(connection).await;
                 let ended = ended.map_err(|source| FenceError::Acquire { partition, source })?;
@@ -48,7 +58,8 @@ const END_SILENT_COPIES: &str = "
       and query like 'copy %'
       and query_start < now() - make_interval(secs => $1)";
 
-async fn end_silent_copies(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+/// Ends them, and returns how many there were.
+pub(crate) async fn end_silent_copies(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
     let query = sqlx::query(END_SILENT_COPIES).bind(IDLE_IN_TRANSACTION_MAX.as_secs_f64());
     query.fetch_one(connection).await?.try_get(0)
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use service::health::Readiness;
 use sqlx::PgConnection;
@@ -14,18 +14,24 @@ use tokio::sync::mpsc::Receiver;
 use crate::apply::{self, Applied, ApplyError, Attempt, Care, Target};
 use crate::batch::Batch;
 use crate::config::LimitSettings;
-use crate::database::Database;
+use crate::database::{Database, DatabaseError, answered};
 use crate::decode::View;
 use crate::fence;
 use crate::metrics;
 use crate::pipeline::SessionError;
 use crate::recovery::{self, Backoff, Recovery};
+use crate::takeover;
 
 /// Batches that a writer may have: the one it applies, and one that is ready when that is done.
 pub(crate) const UNDER_WAY_MAX: usize = 2;
 
 /// From so many records on, their rows cost more than the transaction around them.
 const WORTH_A_TRANSACTION: usize = 250;
+
+/// An attempt that takes longer is given up: the database may be gone without a word. Longer than a server
+/// waits for a client inside a transaction, whose locks the next attempt needs. Whatever was only slow, or
+/// waited for somebody's lock, has twice the time with each new attempt.
+const ATTEMPT_MAX: Duration = Duration::from_secs(20);
 
 /// What came of a batch.
 #[derive(Debug)]
@@ -140,9 +146,11 @@ impl Writer {
     ) -> Result<Attempt, SessionError> {
         let mut backoff = Backoff::default();
         let mut care = Care::Sets;
+        let mut patience = ATTEMPT_MAX;
         loop {
             let started = Instant::now();
-            let error = match self.attempt(connection, batch, care, &backoff).await {
+            let attempt = self.attempt(connection, batch, care, &backoff);
+            let error = match answered(patience, attempt).await {
                 Ok(attempt) => {
                     metrics::batch(batch.record_count, started.elapsed());
                     self.recovered(&backoff);
@@ -156,6 +164,9 @@ impl Writer {
                 Recovery::Retry => {
                     // After any failure the connection's state is unknown: begin with a new one.
                     *connection = None;
+                    if matches!(error, SessionError::Database(DatabaseError::Silent(_))) {
+                        patience = patience.saturating_mul(2);
+                    }
                     self.failing(&backoff, &error);
                     tokio::time::sleep(backoff.pause()).await;
                 }
@@ -176,6 +187,11 @@ impl Writer {
             Some(connection) => connection,
             None => slot.insert(self.database.connect_writer(self.target.place.generation).await?),
         };
+        if !backoff.fresh() {
+            // The last attempt may stand in COPY, where its server waits for ever and keeps its locks.
+            let ended = takeover::end_silent_copies(connection).await;
+            ended.map_err(ApplyError::Transaction)?;
+        }
         if !backoff.fresh() && fence::settled(connection, &batch.claims).await? {
             tracing::info!("a commit without an answer had taken effect");
             return Ok(Attempt::Applied(Box::new(apply::settled(batch))));

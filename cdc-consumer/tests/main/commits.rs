@@ -61,11 +61,7 @@ async fn a_database_that_is_away_is_waited_for() {
     consumer.complains("database").await;
     proxy.set(Mode::Forward);
     world.shows("user_view", &users.as_view()).await;
-    wait_until("to be ready again", SOON, || async {
-        let reasons = consumer.board.readiness.reasons();
-        if reasons.is_empty() { Ok(()) } else { Err(reasons.join("; ")) }
-    })
-    .await;
+    consumer.ready().await;
     let outcome = consumer.stop().await;
     assert_eq!((total(&outcome), outcome.quarantined), (41, 0), "{outcome:?}");
 }

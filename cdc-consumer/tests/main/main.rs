@@ -19,6 +19,7 @@ mod hostile;
 mod keys;
 mod lifecycle;
 mod offsets;
+mod outages;
 mod owners;
 mod plans;
 mod poison;

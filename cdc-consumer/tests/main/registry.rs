@@ -1,10 +1,13 @@
 //! The schema registry comes, goes and learns.
 
+use std::time::{Duration, Instant};
+
 use crate::harness::consumer::{Consumer, total};
 use crate::harness::feed::Feed;
 use crate::harness::proxy::{Mode, Proxy};
 use crate::harness::source::{Users, user_feed, user_fields, user_views};
 use crate::harness::{SOON, World, wait_until};
+use crate::replay::offsets_reset;
 
 /// A registry URL that leads through a proxy.
 async fn behind_proxy(world: &World) -> (Proxy, String) {
@@ -44,11 +47,7 @@ async fn records_of_a_new_schema_wait_for_a_registry_that_is_away() {
 
     proxy.set(Mode::Forward);
     world.shows("user_view", &users.as_view()).await;
-    wait_until("to be ready again", SOON, || async {
-        let reasons = consumer.board.readiness.reasons();
-        if reasons.is_empty() { Ok(()) } else { Err(reasons.join("; ")) }
-    })
-    .await;
+    consumer.ready().await;
     assert_eq!(world.dead_letters().await, Vec::<String>::new());
     let outcome = consumer.stop().await;
     assert_eq!((total(&outcome), outcome.quarantined), (33, 0), "{outcome:?}");
@@ -87,7 +86,63 @@ async fn a_schema_id_the_registry_does_not_know_yet_is_no_dead_letter() {
     assert!(waiting.contains("1999999999"), "{waiting}");
     assert_eq!(world.next_offset(&feed.topic, 0).await, "0", "it waits");
     assert_eq!(world.dead_letters().await, Vec::<String>::new());
+
+    // Whoever steps over the record is done with its schema.
+    let mut users = Users::default();
+    feed.send(&world, &users.puts(1..=10)).await;
+    let over = ["--topic", &feed.topic, "--to", "1", "--execute"];
+    offsets_reset(&world, &over).await.expect("a reset");
+    world.shows("user_view", &users.as_view()).await;
+    consumer.ready().await;
+    stays_ready(&consumer).await;
     consumer.stop().await;
+}
+
+/// For longer than the longest pause between two questions to the registry.
+async fn stays_ready(consumer: &Consumer) {
+    let end = Instant::now() + Duration::from_secs(3);
+    wait_until("three seconds to go by", SOON, || async {
+        let reasons = consumer.board.readiness.reasons();
+        assert_eq!(reasons, Vec::<String>::new());
+        if Instant::now() > end { Ok(()) } else { Err(String::new()) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_says_which_topic_does_not_exist_until_it_does() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    // Its name contains the other's.
+    let later = format!("{}_later", feed.topic);
+    let views = format!(
+        "{}[[view]]\ntopic = '{later}'\ntable = 'post_view'\nkey = {{ id = 'post_id' }}\n",
+        user_views(&feed.topic)
+    );
+    let mut users = Users::default();
+    let first = Consumer::start(&world, &views, &[]);
+    feed.send(&world, &users.puts(1..=10)).await;
+    world.drained(&feed.topic, 1).await;
+    // No partition is left for this one.
+    let second = Consumer::start(&world, &views, &[]);
+    let missing = format!("topic: waiting for topic {later} to exist");
+    for member in [&first, &second] {
+        wait_until(&missing, SOON, || async {
+            let reasons = member.board.readiness.reasons();
+            if reasons.contains(&missing) { Ok(()) } else { Err(reasons.join("; ")) }
+        })
+        .await;
+    }
+    world.create_topic(&later, 1, &[]).await;
+    for member in [&first, &second] {
+        wait_until("the topic to be found", SOON, || async {
+            let reasons = member.board.readiness.reasons().join("; ");
+            if reasons.contains("topic:") { Err(reasons) } else { Ok(()) }
+        })
+        .await;
+    }
+    first.stop().await;
+    second.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

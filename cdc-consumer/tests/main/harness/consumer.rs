@@ -104,6 +104,15 @@ impl Consumer {
         })
         .await;
     }
+
+    /// Waits until nothing keeps it from being ready.
+    pub(crate) async fn ready(&self) {
+        wait_until("to be ready", SOON, || async {
+            let reasons = self.board.readiness.reasons();
+            if reasons.is_empty() { Ok(()) } else { Err(reasons.join("; ")) }
+        })
+        .await;
+    }
 }
 
 impl Drop for Consumer {

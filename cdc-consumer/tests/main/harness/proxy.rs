@@ -33,6 +33,7 @@ pub(crate) enum Mode {
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     mode: Arc<watch::Sender<Mode>>,
+    silence: Arc<watch::Sender<()>>,
     holding: Arc<AtomicBool>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -43,25 +44,33 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let mode = Arc::new(watch::Sender::new(Mode::Forward));
+        let silence = Arc::new(watch::Sender::new(()));
         let holding = Arc::new(AtomicBool::new(false));
         let (target, shared, held) = (target.to_owned(), Arc::clone(&mode), Arc::clone(&holding));
+        let shared_silence = Arc::clone(&silence);
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 if *shared.borrow() != Mode::Refuse {
                     let (target, mode) = (target.clone(), Arc::clone(&shared));
-                    let held = Arc::clone(&held);
+                    let (held, silenced) = (Arc::clone(&held), shared_silence.subscribe());
                     tokio::spawn(async move {
                         // Ends with either side, or when the mode says so.
-                        drop(connection(client, &target, &mode, &held).await);
+                        drop(connection(client, &target, &mode, silenced, &held).await);
                     });
                 }
             }
         });
-        Self { address, mode, holding, task }
+        Self { address, mode, silence, holding, task }
     }
 
     pub(crate) fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
+    }
+
+    /// From now on the connections there are carry nothing any more, and nobody is told: what a network
+    /// does that lost its state. New ones work.
+    pub(crate) fn silence(&self) {
+        self.silence.send_replace(());
     }
 
     /// The flag that leads a consumer to this world's database through this proxy.
@@ -96,6 +105,7 @@ async fn connection(
     mut client: TcpStream,
     target: &str,
     mode: &watch::Sender<Mode>,
+    mut silenced: watch::Receiver<()>,
     holding: &AtomicBool,
 ) -> std::io::Result<()> {
     let mut server = TcpStream::connect(target).await?;
@@ -130,12 +140,16 @@ async fn connection(
                     }
                     _ => {}
                 }
+                if silenced.has_changed().unwrap_or(false) {
+                    return std::future::pending().await;
+                }
                 server.write_all(bytes).await?;
             }
             read = server.read(&mut down) => {
                 match read? { 0 => return Ok(()), count => client.write_all(&down[..count]).await? }
             }
             () = reached(mode, |mode| mode == Mode::Refuse) => return Ok(()),
+            Ok(()) = silenced.changed() => return std::future::pending().await,
         }
     }
 }

@@ -1,0 +1,173 @@
+//! The view database goes away or falls silent, and comes back.
+
+use crate::harness::consumer::{Consumer, Process};
+use crate::harness::feed::Feed;
+use crate::harness::proxy::{Mode, Proxy};
+use crate::harness::source::{Users, user_feed, user_fields, user_views};
+use crate::harness::{SOON, World, wait_until};
+use crate::replay::offsets_reset;
+
+/// A consumer behind a proxy that has applied twenty users.
+async fn at_rest(world: &World, feed: &Feed, users: &mut Users) -> (Consumer, Proxy) {
+    let proxy = Proxy::to(&world.database_address()).await;
+    let url = proxy.database_flag(world);
+    let consumer = Consumer::start(world, &user_views(&feed.topic), &[&url, "--writers=1"]);
+    feed.send(world, &users.puts(1..=20)).await;
+    world.drained(&feed.topic, 1).await;
+    (consumer, proxy)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_is_noticed_without_a_record_after_the_connections_were_lost() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let (consumer, _proxy) = at_rest(&world, &feed, &mut Users::default()).await;
+    world
+        .sql(
+            "select pg_terminate_backend(pid) from pg_stat_activity
+             where datname = current_database() and usename = 'cdc_consumer'",
+        )
+        .await;
+    offsets_reset(&world, &["--topic", &feed.topic, "--execute"]).await.expect("a reset");
+    consumer.counted(40).await;
+    consumer.ready().await;
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_at_rest_is_not_ready_while_the_database_is_away() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let (consumer, proxy) = at_rest(&world, &feed, &mut Users::default()).await;
+    proxy.set(Mode::Refuse);
+    consumer.complains("database").await;
+    proxy.set(Mode::Forward);
+    consumer.ready().await;
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_whose_answer_never_comes_is_applied_after_all() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    let (consumer, proxy) = at_rest(&world, &feed, &mut users).await;
+    // Our lock keeps the batch inside its transaction until nobody hears the server any more.
+    let mut db = world.db().await;
+    let lock = "begin; select from user_view where user_id = 7 for update";
+    sqlx::raw_sql(lock).execute(&mut db).await.expect("a lock");
+    feed.send(&world, &users.puts(1..=20)).await;
+    world.session_shows("wait_event_type = 'Lock'").await;
+    proxy.silence();
+    drop(db);
+    is_applied_after_all(&world, &feed, &users, consumer).await;
+}
+
+/// PostgreSQL waits in COPY for as long as the client takes, and keeps the batch's partitions locked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_fell_silent_inside_copy_is_applied_after_all() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    let (consumer, proxy) = at_rest(&world, &feed, &mut users).await;
+    proxy.set(Mode::HoldCopyData);
+    feed.send(&world, &users.puts(21..=60)).await;
+    let copies = "state = 'active' and wait_event = 'ClientRead' and query like 'copy %'";
+    world.session_shows(copies).await;
+    proxy.silence();
+    proxy.set(Mode::Forward);
+    is_applied_after_all(&world, &feed, &users, consumer).await;
+}
+
+async fn is_applied_after_all(world: &World, feed: &Feed, users: &Users, consumer: Consumer) {
+    consumer.complains("database: the database did not answer").await;
+    world.shows("user_view", &users.as_view()).await;
+    world.drained(&feed.topic, 1).await;
+    world.counts_are_right().await;
+    consumer.ready().await;
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_schema_that_comes_while_the_database_is_silent_holds_nobody_up() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    let (consumer, proxy) = at_rest(&world, &feed, &mut users).await;
+    let mut fields = user_fields();
+    fields
+        .as_array_mut()
+        .expect("fields")
+        .push(serde_json::json!({"name": "phone", "type": ["null", "string"], "default": null}));
+    let wider = Feed::on(&world, &feed.topic, &fields, &["id"]).await;
+    proxy.silence();
+    wider.send(&world, &users.puts(5..=25)).await;
+    world.shows("user_view", &users.as_view()).await;
+    consumer.ready().await;
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lag_grows_while_fetching_is_paused() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    let proxy = Proxy::to(&world.database_address()).await;
+    let options = [&proxy.database_flag(&world), "--writers=1", "--batch-records-max=50"];
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &options);
+    feed.send(&world, &users.puts(1..=20)).await;
+    world.drained(&feed.topic, 1).await;
+    proxy.set(Mode::Refuse);
+    feed.send(&world, &users.puts(1..=500)).await;
+    wait_until("fetching to be paused", SOON, || async {
+        let status = consumer.board.status();
+        if status.fetch_pauses > 0 { Ok(()) } else { Err(format!("{status:?}")) }
+    })
+    .await;
+    feed.send(&world, &users.puts(1..=300)).await;
+    wait_until("a lag of 800", SOON, || async {
+        let partitions = consumer.board.status().partitions;
+        let lags: Vec<_> = partitions.iter().map(|partition| partition.lag).collect();
+        if lags == [Some(800)] { Ok(()) } else { Err(format!("{lags:?}")) }
+    })
+    .await;
+    proxy.set(Mode::Forward);
+    world.shows("user_view", &users.as_view()).await;
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lag_of_partitions_that_a_consumer_no_longer_owns_is_not_zero() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let views = user_views(&feed.topic);
+    let mut users = Users::default();
+    let proxy = Proxy::to(&world.database_address()).await;
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
+    let address = port.expect("a free port");
+    let listen = format!("--consumer-listen={address}");
+    let options = [proxy.database_flag(&world), listen];
+    let process = Process::start(&world, &views, 1, &[&options[0], &options[1]]);
+    feed.send(&world, &users.puts(1..=20)).await;
+    shows_lags(address, "0").await;
+
+    proxy.set(Mode::Refuse);
+    feed.send(&world, &users.puts(1..=500)).await;
+    // A second member makes the first give a partition up, which it cannot: its session ends.
+    let _other = Process::start(&world, &views, 2, &[]);
+    process.says("cannot go on").await;
+    shows_lags(address, "NaN").await;
+}
+
+/// Waits until `/metrics` says this of both partitions.
+async fn shows_lags(address: std::net::SocketAddr, lag: &str) {
+    wait_until(&format!("lags of {lag}"), SOON, || async {
+        let url = format!("http://{address}/metrics");
+        let answer = reqwest::get(url).await.map_err(|error| error.to_string())?;
+        let text = answer.text().await.expect("text");
+        let series = text.lines().filter(|line| line.starts_with("cdc_lag_records{"));
+        let lags: Vec<_> = series.filter_map(|line| line.rsplit(' ').next()).collect();
+        if lags == [lag, lag] { Ok(()) } else { Err(format!("{lags:?}")) }
+    })
+    .await;
+}
