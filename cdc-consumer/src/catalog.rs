@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use sqlx::{PgConnection, Row};
 
 use crate::kind::PgType;
+use crate::view::ViewSpec;
 
 /// Columns the consumer fills itself: where a row stands in its source, and when it was last written.
 pub const SOURCE_EPOCH: &str = "source_epoch";
@@ -49,6 +50,10 @@ pub enum CatalogError {
          declare the column as the enum itself"
     )]
     NoEquality { table: String, column: String },
+    #[error(
+        "the views file maps field '{field}' to {part} '{column}' of {table}, which is none of {known}"
+    )]
+    NoColumn { field: String, part: &'static str, column: String, table: String, known: String },
     #[error(
         "table {table} is not prepared for changes ({missing}); call cdc_view('{table}') in its migration"
     )]
@@ -108,6 +113,24 @@ impl Table {
         for column in [SOURCE_EPOCH, SOURCE_LSN] {
             if !present.contains(column) {
                 return Err(CatalogError::NotPrepared { table, missing: format!("no {column}") });
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks whether every column that a declaration names is there.
+    pub fn check_mapping(&self, spec: &ViewSpec) -> Result<(), CatalogError> {
+        let parts = [
+            ("key column", &spec.key, self.key_columns()),
+            ("column", &spec.columns, self.value_columns()),
+        ];
+        for (part, mapped, columns) in parts {
+            let known: Vec<&str> = columns.map(|index| self.column_name(index)).collect();
+            let missing = mapped.iter().find(|(_, column)| !known.contains(&column.as_str()));
+            if let Some((field, column)) = missing {
+                let (field, column) = (field.clone(), column.clone());
+                let (table, known) = (self.name.clone(), known.join(", "));
+                return Err(CatalogError::NoColumn { field, part, column, table, known });
             }
         }
         Ok(())

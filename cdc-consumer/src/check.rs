@@ -133,6 +133,7 @@ async fn look_at_table(
 ) -> anyhow::Result<Table> {
     let schema = schema_of(generation);
     let table = Table::read(connection, &schema, &spec.table).await?;
+    table.check_mapping(spec)?;
     let lacking: Option<String> = sqlx::query_scalar(
         "select string_agg(lower(needed), ', ')
          from unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE']) as needed

@@ -6,12 +6,14 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
+use anyhow::Context;
 use futures_util::{Stream, TryStreamExt};
 use serde::Serialize;
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{Connection, PgConnection, Row};
 
 use crate::catalog::Table;
+use crate::plan;
 use crate::sql::quote;
 use crate::view::ViewSpec;
 
@@ -74,10 +76,10 @@ impl Side {
     }
 
     /// The source table, `name` as SQL writes it. Its values are read as the view's types where those are
-    /// PostgreSQL's own: `1.5` in a `numeric(10,2)` is `1.50`.
-    pub(crate) fn of_source(name: &str, table: &Table, spec: &ViewSpec) -> Self {
+    /// PostgreSQL's own: `1.5` in a `numeric(10,2)` is `1.50`. `fields` are its names of the view's columns.
+    pub(crate) fn of_source(name: &str, table: &Table, fields: &[String]) -> Self {
         let column = |index: usize| {
-            let field = quote(field_of(spec, table.column_name(index)));
+            let field = quote(fields.get(index).map_or("", String::as_str));
             match table.column_type(index) {
                 Some(target) if target.cast.starts_with("pg_catalog.") => {
                     format!("t.{field}::{}::text", target.name)
@@ -126,10 +128,32 @@ impl Side {
     }
 }
 
-/// The source's name of a view's column.
-fn field_of<'a>(spec: &'a ViewSpec, column: &'a str) -> &'a str {
-    let mut renamed = spec.columns.iter().chain(&spec.key);
-    renamed.find(|(_, target)| *target == column).map_or(column, |(field, _)| field)
+/// What the source, whose table is `name`, calls each of the view's columns.
+pub(crate) async fn fields(
+    connection: &mut PgConnection,
+    name: &str,
+    table: &Table,
+    spec: &ViewSpec,
+) -> anyhow::Result<Vec<String>> {
+    let known: Vec<String> = sqlx::query_scalar(
+        "select attname::text from pg_attribute
+         where attrelid = $1::regclass and attnum > 0 and not attisdropped",
+    )
+    .bind(name)
+    .fetch_all(connection)
+    .await
+    .with_context(|| format!("could not read the columns of {name}"))?;
+    let present = |field: &str| known.iter().any(|known| known == field);
+    let fields = (0..table.width()).map(|index| {
+        let column = table.column_name(index);
+        let field = if table.key_columns().contains(&index) {
+            spec.key_field_of(column, present)
+        } else {
+            spec.field_of(column, present)
+        };
+        field.map(str::to_owned).map_err(|fields| plan::twice(fields, table, index).into())
+    });
+    fields.collect()
 }
 
 /// A connection whose server writes values as text in one way on both sides.

@@ -246,6 +246,7 @@ pub async fn views(
     let mut views = Vec::with_capacity(specs.len());
     for spec in specs {
         let table = Table::read(&mut connection, &schema_of(generation), &spec.table).await?;
+        table.check_mapping(spec)?;
         views.push(View { spec: spec.clone(), table });
     }
     Ok(views)

@@ -33,6 +33,11 @@ pub enum PlanError {
     )]
     ColumnWithoutField { table: String, column: String },
     #[error(
+        "fields '{}' and '{}' both feed column {table}.{column}; map one of them elsewhere in the views file",
+        fields[0], fields[1]
+    )]
+    ColumnTwice { fields: [String; 2], table: String, column: String },
+    #[error(
         "the record key has no field for key column {table}.{column}; \
          map one in the views file (key = {{ field = \"{column}\" }})"
     )]
@@ -88,13 +93,23 @@ impl ValuePlan {
         let plan = EnvelopePlan::compile(envelope)?;
         let row_type = EnvelopePlan::row_type(envelope).ok_or(PlanError::NotARecord)?;
         let mut ignored_fields = Vec::new();
-        let column_of = |field: &str| table.value_column(spec.column_of(field));
-        let steps = steps(row_type, table, column_of, |field| {
-            if table.key_column(spec.column_of(field)).is_none() {
+        let present = |field: &str| row_type.fields.iter().any(|other| other.name == field);
+        let column_of = |field: &str| {
+            let column = spec.column_of(field);
+            let Some(index) = table.value_column(column) else {
+                if table.key_column(column).is_none() {
+                    ignored_fields.push(field.to_owned());
+                }
+                return Ok(None);
+            };
+            let feeding =
+                spec.field_of(column, present).map_err(|fields| twice(fields, table, index))?;
+            if feeding != field {
                 ignored_fields.push(field.to_owned());
             }
-            Ok(())
-        })?;
+            Ok((feeding == field).then_some(index))
+        };
+        let steps = steps(row_type, table, column_of)?;
         let mut row = RowPlan { part: "value", steps, absent: vec![] };
         row.absent = table.value_columns().filter(|column| !row.feeds(*column)).collect();
         if let (Some(column), Absent::Halt) = (row.absent.first(), spec.absent) {
@@ -107,17 +122,27 @@ impl ValuePlan {
 
 impl RowPlan {
     /// Compiles the plan of a record key's schema for a view.
-    pub fn compile_key(node: &Node, spec: &ViewSpec, table: &Table) -> Result<Self, PlanError> {
+    pub fn compile_key<'a>(
+        node: &'a Node,
+        spec: &ViewSpec,
+        table: &Table,
+    ) -> Result<Self, PlanError> {
         let Node::Record(key) = node else {
             return Err(PlanError::NotARecord);
         };
-        let column_of = |field: &str| table.key_column(spec.key_column_of(field));
-        let steps = steps(key, table, column_of, |field| {
-            Err(PlanError::KeyFieldWithoutColumn {
-                table: table.name.clone(),
-                field: field.to_owned(),
-            })
-        })?;
+        // Keys that differ at the source must not meet in the view, so no field gives way to another.
+        let mut fed: Vec<Option<&str>> = vec![None; table.width()];
+        let column_of = |field: &'a str| {
+            let Some(index) = table.key_column(spec.key_column_of(field)) else {
+                let (table, field) = (table.name.clone(), field.to_owned());
+                return Err(PlanError::KeyFieldWithoutColumn { table, field });
+            };
+            match fed.get_mut(index).and_then(|fed| fed.replace(field)) {
+                Some(other) => Err(twice([other, field], table, index)),
+                None => Ok(Some(index)),
+            }
+        };
+        let steps = steps(key, table, column_of)?;
         let plan = Self { part: "key", steps, absent: vec![] };
         if let Some(column) = table.key_columns().find(|column| !plan.feeds(*column)) {
             let column = table.column_name(column).to_owned();
@@ -155,16 +180,19 @@ impl RowPlan {
     }
 }
 
+pub(crate) fn twice(fields: [&str; 2], table: &Table, column: usize) -> PlanError {
+    let (table, column) = (table.name.clone(), table.column_name(column).to_owned());
+    PlanError::ColumnTwice { fields: fields.map(str::to_owned), table, column }
+}
+
 /// A step per field: into its column, or over it.
-fn steps(
-    record: &Record,
+fn steps<'a>(
+    record: &'a Record,
     table: &Table,
-    column_of: impl Fn(&str) -> Option<usize>,
-    mut without_column: impl FnMut(&str) -> Result<(), PlanError>,
+    mut column_of: impl FnMut(&'a str) -> Result<Option<usize>, PlanError>,
 ) -> Result<Vec<Step>, PlanError> {
     let steps = record.fields.iter().map(|field| {
-        let Some(index) = column_of(&field.name) else {
-            without_column(&field.name)?;
+        let Some(index) = column_of(&field.name)? else {
             return Ok(Step::Skip(Skip::over(&field.node)));
         };
         let converter = table

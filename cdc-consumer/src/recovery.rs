@@ -138,6 +138,7 @@ fn of_catalog(error: &CatalogError) -> Recovery {
         CatalogError::NoTable { .. }
         | CatalogError::NoPrimaryKey(_)
         | CatalogError::NoEquality { .. }
+        | CatalogError::NoColumn { .. }
         | CatalogError::NotPrepared { .. } => Recovery::Halt,
     }
 }

@@ -76,8 +76,10 @@ pub async fn verify(settings: &VerifySettings, out: &mut impl Write) -> anyhow::
     let mut source_connection =
         compare::connect(&source_options).await.context("could not connect to the source")?;
 
+    let source_table = qualified(&settings.source_table);
+    let fields = compare::fields(&mut source_connection, &source_table, &view.table, spec).await?;
     let mut rows = Rows {
-        source_side: Side::of_source(&qualified(&settings.source_table), &view.table, spec),
+        source_side: Side::of_source(&source_table, &view.table, &fields),
         view_side: Side::of_view(&view.table),
         source: &mut source_connection,
         view: &mut view_connection,

@@ -62,9 +62,43 @@ impl ViewSpec {
         self.columns.get(field).or_else(|| self.key.get(field)).map_or(field, String::as_str)
     }
 
+    /// Which field feeds a column outside the key, of those that are present: the one declared for it, else
+    /// the one of its own name. A field that was renamed has two declarations, of which a schema has one;
+    /// the error names both where it does not.
+    pub fn field_of<'a>(
+        &'a self,
+        column: &'a str,
+        present: impl Fn(&str) -> bool,
+    ) -> Result<&'a str, [&'a str; 2]> {
+        feeding(&self.columns, column, present)
+    }
+
+    /// The same of a key column.
+    pub fn key_field_of<'a>(
+        &'a self,
+        column: &'a str,
+        present: impl Fn(&str) -> bool,
+    ) -> Result<&'a str, [&'a str; 2]> {
+        feeding(&self.key, column, present)
+    }
+
     /// The key column a field of the record key feeds.
     pub fn key_column_of<'a>(&'a self, field: &'a str) -> &'a str {
         self.key.get(field).map_or(field, String::as_str)
+    }
+}
+
+fn feeding<'a>(
+    declared: &'a BTreeMap<String, String>,
+    column: &'a str,
+    present: impl Fn(&str) -> bool,
+) -> Result<&'a str, [&'a str; 2]> {
+    let fields = declared.iter().filter(|(_, target)| *target == column).map(|(field, _)| field);
+    let mut fields = fields.map(String::as_str).filter(|field| present(field));
+    match (fields.next(), fields.next()) {
+        (Some(one), Some(other)) => Err([one, other]),
+        (Some(field), None) => Ok(field),
+        (None, _) => Ok(column),
     }
 }
 

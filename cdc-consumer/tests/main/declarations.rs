@@ -9,10 +9,15 @@ use crate::harness::{SOON, World};
 
 /// Starts a consumer of `create`d table `thing` sends one row, and returns the error that ends it.
 async fn refused(create: &str, fields: &Json, key: &[&str], row: Json) -> String {
+    refused_as("", create, fields, key, row).await
+}
+
+/// The same with `more` in the declaration.
+async fn refused_as(more: &str, create: &str, fields: &Json, key: &[&str], row: Json) -> String {
     let world = World::new().await;
     world.view(create, "thing").await;
     let feed = Feed::new(&world, 1, fields, key).await;
-    let views = format!("[[view]]\ntopic = '{}'\ntable = 'thing'\n", feed.topic);
+    let views = format!("[[view]]\ntopic = '{}'\ntable = 'thing'\n{more}", feed.topic);
     let consumer = Consumer::start(&world, &views, &[]);
     feed.send(&world, &[Event::new("c", 1, row)]).await;
     let error = consumer.failure().await;
@@ -112,6 +117,76 @@ async fn a_mapped_subset_of_the_columns_is_enough() {
     feed.send(&world, &[Event::new("c", 1, json!({"id": 1, "name": "x"}))]).await;
     world.shows("thing", &[json!({"thing_id": 1, "label": "x"})]).await;
     consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_declared_field_feeds_its_column_whatever_else_has_that_name() {
+    let world = World::new().await;
+    world.view("create table thing (id bigint primary key, name text)", "thing").await;
+    let older = Feed::new(&world, 1, &id_and("name", &json!("string")), &["id"]).await;
+    let fields = json!([{"name": "id", "type": "long"}, {"name": "full_name", "type": "string"},
+        {"name": "name", "type": "string"}]);
+    let newer = Feed::on(&world, &older.topic, &fields, &["id"]).await;
+    let views = format!(
+        "[[view]]\ntopic = '{}'\ntable = 'thing'\ncolumns = {{ full_name = 'name' }}\n",
+        older.topic
+    );
+    let consumer = Consumer::start(&world, &views, &[]);
+    older.send(&world, &[Event::new("c", 1, json!({"id": 1, "name": "before"}))]).await;
+    let row = json!({"id": 2, "full_name": "full", "name": "short"});
+    newer.send(&world, &[Event::new("c", 2, row)]).await;
+    let expected = [json!({"id": 1, "name": "before"}), json!({"id": 2, "name": "full"})];
+    world.shows("thing", &expected).await;
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_fields_declared_for_one_column_are_named() {
+    let error = refused_as(
+        "columns = { old = 'name', new = 'name' }\n",
+        "create table thing (id bigint primary key, name text)",
+        &json!([{"name": "id", "type": "long"}, {"name": "old", "type": "string"},
+            {"name": "new", "type": "string"}]),
+        &["id"],
+        json!({"id": 1, "old": "x", "new": "y"}),
+    )
+    .await;
+    assert!(error.contains("fields 'new' and 'old' both feed column thing.name"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_fields_of_the_key_for_one_column_are_named() {
+    let error = refused_as(
+        "key = { a = 'b' }\n",
+        "create table thing (b bigint primary key)",
+        &json!([{"name": "a", "type": "long"}, {"name": "b", "type": "long"}]),
+        &["a", "b"],
+        json!({"a": 1, "b": 2}),
+    )
+    .await;
+    assert!(error.contains("fields 'a' and 'b' both feed column thing.b"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_declared_column_that_is_not_there_is_named_at_once() {
+    let world = World::new().await;
+    world.view("create table thing (id bigint primary key, name text, size int)", "thing").await;
+    let feed = Feed::new(&world, 1, &id_and("name", &json!("string")), &["id"]).await;
+    for (more, expected) in [
+        (
+            "columns = { name = 'nmae' }",
+            "'name' to column 'nmae' of thing, which is none of name, size",
+        ),
+        ("key = { id = 'di' }", "'id' to key column 'di' of thing, which is none of id"),
+        (
+            "columns = { name = 'id' }",
+            "'name' to column 'id' of thing, which is none of name, size",
+        ),
+    ] {
+        let views = format!("[[view]]\ntopic = '{}'\ntable = 'thing'\n{more}\n", feed.topic);
+        let error = Consumer::start(&world, &views, &[]).failure().await;
+        assert!(error.contains(expected), "{error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

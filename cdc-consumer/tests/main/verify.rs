@@ -11,9 +11,15 @@ use crate::harness::World;
 
 /// Runs it for the view `goods` and the table `public."Goods of the ""shop"""` of the same database.
 async fn run(world: &World) -> (Json, Result<(), String>) {
+    run_with(world, "{ Price = 'price' }").await
+}
+
+/// The same with these `columns` declared.
+async fn run_with(world: &World, columns: &str) -> (Json, Result<(), String>) {
     let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.toml", world.name));
-    let views = "[[view]]\ntopic = 'goods'\ntable = 'goods'\nkey = { Id = 'good_id' }\n\
-                 columns = { Price = 'price' }\n";
+    let views = format!(
+        "[[view]]\ntopic = 'goods'\ntable = 'goods'\nkey = {{ Id = 'good_id' }}\ncolumns = {columns}\n"
+    );
     std::fs::write(&file, views).expect("a views file");
     let arguments = [
         "cdc-consumer".to_owned(),
@@ -66,6 +72,19 @@ async fn equal_tables_are_found_equal_whatever_their_types_are_called() {
     assert_eq!(report["rows"], 100);
     assert_eq!(report["differing"], json!([]));
     assert_eq!(report["derived"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_column_is_compared_under_the_name_it_has_at_the_source_now() {
+    let world = World::new().await;
+    goods(&world).await;
+    let renamed = "{ Cost = 'price', Price = 'price' }";
+    assert_eq!(run_with(&world, renamed).await.1, Ok(()));
+    world.sql("alter table public.\"Goods of the \"\"shop\"\"\" add price numeric").await;
+    assert_eq!(run_with(&world, renamed).await.1, Ok(()));
+    world.sql("alter table public.\"Goods of the \"\"shop\"\"\" add \"Cost\" numeric").await;
+    let error = run_with(&world, renamed).await.1.expect_err("two sources of one column");
+    assert!(error.contains("fields 'Cost' and 'Price' both feed column goods.price"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
