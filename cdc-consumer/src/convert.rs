@@ -18,7 +18,8 @@ pub enum Cell {
     Null,
     /// Text was appended to the output.
     Text,
-    /// The source did not send the value: keep the view's.
+    /// The source did not send the value: keep the view's. What was sent instead was appended all the
+    /// same, for a key is always sent: there it is the value.
     Keep,
     /// The record's schema has no such field.
     Absent,

@@ -72,7 +72,13 @@ pub struct RowPlan {
 #[derive(Debug)]
 enum Step {
     Skip(Skip),
-    Column { index: usize, field: String, converter: Converter },
+    Column {
+        index: usize,
+        field: String,
+        /// The source always sends it, so whatever it reads like is the value.
+        in_key: bool,
+        converter: Converter,
+    },
 }
 
 /// Plans for a value schema.
@@ -109,7 +115,11 @@ impl ValuePlan {
             }
             Ok((feeding == field).then_some(index))
         };
-        let steps = steps(row_type, table, column_of)?;
+        let in_key = |field: &str| {
+            let column = spec.key_column_of(field);
+            table.key_column(column).is_some() && spec.key_field_of(column, present) == Ok(field)
+        };
+        let steps = steps(row_type, table, in_key, column_of)?;
         let mut row = RowPlan { part: "value", steps, absent: vec![] };
         row.absent = table.value_columns().filter(|column| !row.feeds(*column)).collect();
         if let (Some(column), Absent::Halt) = (row.absent.first(), spec.absent) {
@@ -142,7 +152,7 @@ impl RowPlan {
                 None => Ok(Some(index)),
             }
         };
-        let steps = steps(key, table, column_of)?;
+        let steps = steps(key, table, |_| true, column_of)?;
         let plan = Self { part: "key", steps, absent: vec![] };
         if let Some(column) = table.key_columns().find(|column| !plan.feeds(*column)) {
             let column = table.column_name(column).to_owned();
@@ -160,9 +170,12 @@ impl RowPlan {
                     skip.step_over(&mut reader)
                         .map_err(|error| self.error("(not mapped)", error))?;
                 }
-                Step::Column { index, field, converter } => row
-                    .cell(*index, |out| converter.write(&mut reader, out))
-                    .map_err(|source| self.error(field, source))?,
+                Step::Column { index, field, in_key, converter } => row
+                    .cell(*index, |out| match converter.write(&mut reader, out)? {
+                        Cell::Keep if *in_key => Ok(Cell::Text),
+                        cell => Ok(cell),
+                    })
+                    .map_err(|source: ValueError| self.error(field, source))?,
             }
         }
         for column in &self.absent {
@@ -189,6 +202,7 @@ pub(crate) fn twice(fields: [&str; 2], table: &Table, column: usize) -> PlanErro
 fn steps<'a>(
     record: &'a Record,
     table: &Table,
+    in_key: impl Fn(&str) -> bool,
     mut column_of: impl FnMut(&'a str) -> Result<Option<usize>, PlanError>,
 ) -> Result<Vec<Step>, PlanError> {
     let steps = record.fields.iter().map(|field| {
@@ -204,7 +218,8 @@ fn steps<'a>(
             column: table.column_name(index).to_owned(),
             source,
         })?;
-        Ok(Step::Column { index, field: field.name.clone(), converter })
+        let (field, in_key) = (field.name.clone(), in_key(&field.name));
+        Ok(Step::Column { index, field, in_key, converter })
     });
     steps.collect()
 }

@@ -63,23 +63,23 @@ pub(crate) fn write_integer(number: i64, out: &mut String) {
 }
 
 pub(crate) fn write_text(text: &str, out: &mut String) -> Result<Cell, ValueError> {
-    if text == PLACEHOLDER || text == PLACEHOLDER_JSON {
-        return Ok(Cell::Keep);
-    }
     if text.as_bytes().contains(&0) {
         return Err(ValueError::Nul);
     }
     out.push_str(text);
+    if text == PLACEHOLDER || text == PLACEHOLDER_JSON {
+        return Ok(Cell::Keep);
+    }
     Ok(Cell::Text)
 }
 
 pub(crate) fn write_bytes(bytes: &[u8], out: &mut String) -> Cell {
-    if bytes == PLACEHOLDER.as_bytes() {
-        return Cell::Keep;
-    }
     out.push_str("\\x");
     let digit = |nibble: u8| char::from_digit(nibble.into(), 16).unwrap_or('0');
     out.extend(bytes.iter().flat_map(|&byte| [digit(byte >> 4), digit(byte & 15)]));
+    if bytes == PLACEHOLDER.as_bytes() {
+        return Cell::Keep;
+    }
     Cell::Text
 }
 
@@ -210,9 +210,11 @@ pub(crate) fn write_array(
             text.clear();
             match item.write(reader, &mut text)? {
                 Cell::Null => out.push_str("NULL"),
-                Cell::Keep | Cell::Absent => kept = true,
                 Cell::Text if is_java_array(&text) => return Err(ValueError::NestedArray),
-                Cell::Text => write_quoted(&text, out),
+                cell => {
+                    kept |= cell == Cell::Keep;
+                    write_quoted(&text, out);
+                }
             }
         }
     }
@@ -231,14 +233,13 @@ fn is_java_array(text: &str) -> bool {
 pub(crate) fn write_json_pairs(text: &str, out: &mut String) -> Result<Cell, ValueError> {
     let pairs: Result<BTreeMap<String, Option<String>>, _> = serde_json::from_str(text);
     let mut item = String::new();
+    let mut kept = false;
     for (index, (key, value)) in pairs.map_err(|_| ValueError::NotPairs)?.iter().enumerate() {
         if index > 0 {
             out.push(',');
         }
         item.clear();
-        if write_text(key, &mut item)? == Cell::Keep {
-            return Ok(Cell::Keep);
-        }
+        kept |= write_text(key, &mut item)? == Cell::Keep;
         write_quoted(&item, out);
         out.push_str("=>");
         item.clear();
@@ -250,7 +251,7 @@ pub(crate) fn write_json_pairs(text: &str, out: &mut String) -> Result<Cell, Val
             }
         }
     }
-    Ok(Cell::Text)
+    Ok(if kept { Cell::Keep } else { Cell::Text })
 }
 
 pub(crate) fn write_pairs(
@@ -277,8 +278,10 @@ pub(crate) fn write_pairs(
             text.clear();
             match item.write(reader, &mut text)? {
                 Cell::Null => out.push_str("NULL"),
-                Cell::Keep | Cell::Absent => kept = true,
-                Cell::Text => write_quoted(&text, out),
+                cell => {
+                    kept |= cell == Cell::Keep;
+                    write_quoted(&text, out);
+                }
             }
         }
     }

@@ -121,6 +121,42 @@ async fn binary_keys_are_exact() {
     .await;
 }
 
+/// What Debezium sends for a value that it did not get: in a key, it is the key.
+const PLACEHOLDER: &str = "__debezium_unavailable_value";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_that_read_like_a_value_not_sent_are_exact() {
+    let key = |word: &str, bytes: &str, words: &[&str]| json!({"w": word, "b": bytes, "ws": words});
+    check(
+        "create table by_any (w text, b bytea, ws text[], value text, primary key (w, b, ws))",
+        "by_any",
+        json!([{"name": "w", "type": "string"}, {"name": "b", "type": "bytes"},
+            {"name": "ws", "type": {"type": "array", "items": ["null", "string"]}}]),
+        [
+            key(PLACEHOLDER, PLACEHOLDER, &[PLACEHOLDER]),
+            key("w", PLACEHOLDER, &["x"]),
+            key(PLACEHOLDER, "b", &[PLACEHOLDER, "x"]),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_shown_in_another_column_too_is_never_taken_for_not_sent() {
+    let world = World::new().await;
+    world.view("create table word (w text primary key, shown text)", "word").await;
+    let feed = Feed::new(&world, 1, &json!([{"name": "w", "type": "string"}]), &["w"]).await;
+    let views = format!(
+        "[[view]]\ntopic = '{}'\ntable = 'word'\ncolumns = {{ w = 'shown' }}\n",
+        feed.topic
+    );
+    let consumer = Consumer::start(&world, &views, &[]);
+    feed.send(&world, &[Event::new("c", 1, json!({"w": PLACEHOLDER}))]).await;
+    world.drained(&feed.topic, 1).await;
+    world.shows("word", &[json!({"w": PLACEHOLDER, "shown": PLACEHOLDER})]).await;
+    consumer.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_that_only_postgresql_finds_equal_are_one_row() {
     let world = World::new().await;
