@@ -18,6 +18,11 @@ pub enum WireError {
     )]
     IdInHeaders,
     #[error(
+        "the schema id is 0, which no registry gives, as an id of eight bytes begins; \
+         set apicurio.registry.as-confluent=true for the connector's converters"
+    )]
+    LongId,
+    #[error(
         "the value is JSON, not Avro; \
          set value.converter (and key.converter) of the connector to an Avro converter"
     )]
@@ -32,6 +37,7 @@ pub enum WireError {
 /// Splits off the prefix.
 pub fn split(bytes: &[u8]) -> Result<Prefixed<'_>, WireError> {
     match get_bytes_result(Some(bytes)) {
+        BytesResult::Valid(0, _) => Err(WireError::LongId),
         BytesResult::Valid(schema_id, body) => Ok(Prefixed { schema_id, body }),
         _ if matches!(bytes.first(), Some(b'{' | b'[')) => Err(WireError::Json),
         _ => Err(WireError::NoPrefix),
@@ -48,6 +54,8 @@ mod tests {
         check(&[0, 0, 0, 1, 2, 9], Ok(Prefixed { schema_id: 258, body: &[9] }));
         check(b"{\"id\":1}", Err(WireError::Json));
         check(&[0, 0, 0], Err(WireError::NoPrefix));
+        let long = split(&[0, 0, 0, 0, 0, 0, 0, 0, 5, 2]).expect_err("an id of eight bytes");
+        assert!(long.to_string().contains("apicurio.registry.as-confluent=true"), "{long}");
         check(&[], Err(WireError::NoPrefix));
     }
 }

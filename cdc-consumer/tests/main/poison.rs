@@ -249,4 +249,6 @@ async fn a_record_without_the_wire_prefix_names_the_setting_that_causes_it() {
     // As if it began with the prefix: no row before, an id of four bytes in the row after.
     check(&[0, 2, 0x80, 0x80, 0x80, 0x02], Some("apicurio.value.globalId"), in_headers).await;
     check(&[1, 2, 3], None, "does not begin with the schema registry's prefix").await;
+    let eight_bytes = "set apicurio.registry.as-confluent=true";
+    check(&[0, 0, 0, 0, 0, 0, 0, 0, 5, 2, 4], None, eight_bytes).await;
 }
