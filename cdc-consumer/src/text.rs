@@ -223,10 +223,11 @@ pub(crate) fn write_array(
     Ok(if kept { Cell::Keep } else { Cell::Text })
 }
 
-/// What Java prints of an array: `[Ljava.lang.String;@26353367`.
+/// What Java prints of an array: `[Ljava.lang.String;@26353367`, with a bracket more for each dimension.
 fn is_java_array(text: &str) -> bool {
-    let class = text.starts_with("[Ljava.") || text.starts_with("[Lorg.postgresql.");
-    class && text.contains(";@")
+    let class = text.trim_start_matches('[');
+    let known = class.starts_with("Ljava.") || class.starts_with("Lorg.postgresql.");
+    known && class.len() < text.len() && class.contains(";@")
 }
 
 /// hstore out of a JSON object of texts.
@@ -297,4 +298,20 @@ pub(crate) fn write_quoted(text: &str, out: &mut String) {
         out.push(letter);
     }
     out.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_java_arrays_of_any_depth_are_known() {
+        let check = |text: &str, expected| assert_eq!(is_java_array(text), expected, "{text}");
+        check("[Ljava.lang.String;@26353367", true);
+        check("[[Ljava.lang.String;@5305068a", true);
+        check("[[[Lorg.postgresql.util.PGobject;@5305068a", true);
+        check("Ljava.lang.String;@5305068a", false);
+        check("[1, 2]", false);
+        check("[L", false);
+    }
 }

@@ -26,6 +26,10 @@ const CHANGED: &[[&str; 4]] = &[
     ["integer[]", "{{1,2},{3,4}}", "{NULL,NULL}", "{NULL,NULL}"],
     ["integer[]", "[0:1]={1,2}", "{1,2}", "{1,2}"],
     ["text[]", "{{a,b},{c,d}}", REFUSED, REFUSED],
+    ["text[]", "{{{a,b},{c,d}}}", REFUSED, REFUSED],
+    ["numeric[]", "{{1.5,2},{3,4}}", "{NULL,NULL}", "{NULL,NULL}"],
+    ["uuid[]", "{{{00000000-0000-0000-0000-000000000000}}}", REFUSED, REFUSED],
+    ["inet[]", "{{::1}}", REFUSED, REFUSED],
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
