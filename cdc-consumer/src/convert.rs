@@ -25,6 +25,15 @@ pub enum Cell {
     Absent,
 }
 
+/// Text of one row. A record is bounded by the broker, and its text by that, but for decimals: one of six
+/// bytes may be 131,073 characters.
+pub const TEXT_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Refuses more text than a row may have.
+pub(crate) fn check_length(byte_count: usize) -> Result<(), ValueError> {
+    if byte_count > TEXT_BYTES_MAX { Err(ValueError::TooLong) } else { Ok(()) }
+}
+
 /// Why one value of a supported type cannot be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
@@ -36,6 +45,10 @@ pub enum ValueError {
     Bits,
     #[error("a decimal has scale {0}, which numeric cannot hold")]
     Scale(i32),
+    #[error("a decimal has {0} bytes, more digits than numeric can hold")]
+    Digits(usize),
+    #[error("the row's values are more than {TEXT_BYTES_MAX} bytes of text")]
+    TooLong,
     #[error(
         "the array was an array of arrays, which Debezium sends as the names of Java objects; \
          its content is not in the record"

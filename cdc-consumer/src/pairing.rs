@@ -226,3 +226,46 @@ fn structured(record: &Record) -> Result<(Kind, Converter), Mismatch> {
         other => Err(Mismatch::Unsupported(other.to_owned())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::avro::Reader;
+    use crate::catalog::Table;
+    use crate::convert::ValueError;
+    use crate::schema;
+
+    /// Writes Avro bytes of a schema for a column of type `base`, an array of that where `array` says so.
+    fn write(schema: &str, base: &str, array: bool, bytes: &[u8]) -> Result<String, ValueError> {
+        let table = Table::sample("t", 1, &[("c", base)]);
+        let single = table.column_type(0).expect("a column").clone();
+        let target = PgType { element: array.then(|| Box::new(single.clone())), ..single };
+        let node = schema::parse(schema, &[]).expect("a supported schema");
+        let converter = compile(&node, &target).expect("a supported pair");
+        let mut out = String::new();
+        converter.write(&mut Reader::new(bytes), &mut out).map(|_| out)
+    }
+
+    /// Three bytes of scale make 131,072 zeros.
+    #[test]
+    fn few_bytes_do_not_become_more_text_than_a_row_may_have() {
+        let decimal = r#"{"type": "record", "name": "VariableScaleDecimal",
+            "namespace": "io.debezium.data", "fields": [{"name": "scale", "type": "int"},
+            {"name": "value", "type": "bytes"}]}"#;
+        let items = format!(r#"{{"type": "array", "items": {decimal}}}"#);
+        let item = [0xff, 0xff, 0x0f, 2, 7];
+        let zeros = write(decimal, "numeric", false, &item).expect("PostgreSQL may take it");
+        assert_eq!(zeros.len(), 131_073);
+        let array = |count: u8| {
+            let blocks = std::iter::repeat_n([&[2][..], &item].concat(), count.into());
+            [blocks.collect::<Vec<_>>().concat(), vec![0]].concat()
+        };
+        assert!(write(&items, "numeric", true, &array(100)).is_ok());
+        let many = [array(250), array(250), array(250)].map(|mut blocks| {
+            blocks.pop();
+            blocks
+        });
+        let refused = write(&items, "numeric", true, &[many.concat(), vec![0]].concat());
+        assert!(refused.is_err());
+    }
+}

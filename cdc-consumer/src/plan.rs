@@ -2,7 +2,7 @@
 
 use crate::avro::Reader;
 use crate::catalog::Table;
-use crate::convert::{Cell, Converter, ValueError};
+use crate::convert::{Cell, Converter, ValueError, check_length};
 use crate::envelope::{EnvelopePlan, EnvelopeSchemaError};
 use crate::pairing::{self, Mismatch};
 use crate::rows::RowWriter;
@@ -175,6 +175,7 @@ impl RowPlan {
                         Cell::Keep if *in_key => Ok(Cell::Text),
                         cell => Ok(cell),
                     })
+                    .and_then(|()| check_length(row.byte_count()))
                     .map_err(|source: ValueError| self.error(field, source))?,
             }
         }
@@ -222,4 +223,41 @@ fn steps<'a>(
         Ok(Step::Column { index, field, in_key, converter })
     });
     steps.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rows::Rows;
+    use crate::schema;
+    use crate::view;
+
+    fn spec(more: &str) -> ViewSpec {
+        let declared = format!("[[view]]\ntopic = 't'\ntable = 't'\n{more}");
+        view::parse(&declared).expect("a valid declaration").remove(0)
+    }
+
+    /// Each field is of six bytes and makes 131,073 characters.
+    #[test]
+    fn a_row_whose_text_would_not_end_is_refused() {
+        let write = |width: usize| {
+            let decimal = r#"{"type": "bytes", "connect.name": "org.apache.kafka.connect.data.Decimal",
+                "connect.parameters": {"scale": "-131072"}}"#;
+            let names: Vec<String> = (0..width).map(|number| format!("c{number}")).collect();
+            let fields: Vec<_> = names
+                .iter()
+                .map(|name| format!(r#"{{"name": "{name}", "type": {decimal}}}"#))
+                .collect();
+            let fields = fields.join(",");
+            let schema = format!(r#"{{"type": "record", "name": "Key", "fields": [{fields}]}}"#);
+            let node = schema::parse(&schema, &[]).expect("a supported schema");
+            let columns: Vec<_> = names.iter().map(|name| (name.as_str(), "numeric")).collect();
+            let table = Table::sample("t", width, &columns);
+            let plan = RowPlan::compile_key(&node, &spec(""), &table).expect("it fits the view");
+            let mut rows = Rows::new(width);
+            rows.push(|row| plan.write(&[2, 7].repeat(width), row)).map_err(|error| error.source)
+        };
+        assert!(write(500).is_ok());
+        assert_eq!(write(600), Err(ValueError::TooLong));
+    }
 }

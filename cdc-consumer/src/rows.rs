@@ -72,7 +72,7 @@ impl Rows {
         let (text_start, slot_start) = (self.text.len(), self.slots.len());
         self.slots.resize(slot_start + self.width, Slot::Keep);
         let slots = self.slots.get_mut(slot_start..).unwrap_or_default();
-        let outcome = fill(&mut RowWriter { text: &mut self.text, slots });
+        let outcome = fill(&mut RowWriter { text: &mut self.text, text_start, slots });
         if let Err(error) = outcome {
             self.text.truncate(text_start);
             self.slots.truncate(slot_start);
@@ -146,10 +146,17 @@ impl Rows {
 /// Writes the cells of one new row. Cells not written stay [`CellText::Keep`].
 pub struct RowWriter<'a> {
     text: &'a mut String,
+    /// Where the text of this row begins.
+    text_start: usize,
     slots: &'a mut [Slot],
 }
 
 impl RowWriter<'_> {
+    /// Bytes of text the row has so far.
+    pub fn byte_count(&self) -> usize {
+        self.text.len() - self.text_start
+    }
+
     /// Writes one cell; `write` appends text and says what it made.
     pub fn cell<E>(
         &mut self,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::avro::Reader;
-use crate::convert::{Cell, Converter, PointField, ValueError};
+use crate::convert::{Cell, Converter, PointField, ValueError, check_length};
 use crate::decimal::write_decimal;
 use crate::temporal::write_date;
 
@@ -54,6 +54,9 @@ impl ArrayPlaceholder {
 /// The digits PostgreSQL's `numeric` can hold after the point, and before it.
 const NUMERIC_SCALE: std::ops::RangeInclusive<i32> = -131_072..=16_383;
 
+/// The bytes of an integer of as many digits as `numeric` can hold in all: 131,072 + 16,383.
+const UNSCALED_BYTES_MAX: usize = 61_230;
+
 pub(crate) fn put(out: &mut String, arguments: std::fmt::Arguments<'_>) {
     out.write_fmt(arguments).expect("writing to a string cannot fail");
 }
@@ -90,6 +93,9 @@ pub(crate) fn write_numeric(
 ) -> Result<(), ValueError> {
     if !NUMERIC_SCALE.contains(&scale) {
         return Err(ValueError::Scale(scale));
+    }
+    if unscaled.len() > UNSCALED_BYTES_MAX {
+        return Err(ValueError::Digits(unscaled.len()));
     }
     write_decimal(unscaled, scale, out);
     Ok(())
@@ -216,6 +222,7 @@ pub(crate) fn write_array(
                     write_quoted(&text, out);
                 }
             }
+            check_length(out.len() - start)?;
         }
     }
     out.push('}');
@@ -303,6 +310,15 @@ pub(crate) fn write_quoted(text: &str, out: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_longer_than_numeric_is_refused_before_it_is_computed() {
+        let written =
+            |bytes: usize, scale| write_numeric(&vec![0x7f; bytes], scale, &mut String::new());
+        assert_eq!(written(61_230, 16_383), Ok(()));
+        assert!(written(61_231, 16_383).is_err());
+        assert!(written(100_000_000, 0).is_err());
+    }
 
     #[test]
     fn names_of_java_arrays_of_any_depth_are_known() {
