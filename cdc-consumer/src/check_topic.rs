@@ -16,6 +16,7 @@ use crate::decode::{Decoded, Decoder, Record, View};
 use crate::fence::StoredOffset;
 use crate::kafka_admin;
 use crate::offsets::{Partition, Progress};
+use crate::plan::DEFAULTED;
 use crate::refetch::{RawRecord, RecordFetcher};
 use crate::registry::Registry;
 use crate::source::{self, BrokerOffsets};
@@ -91,7 +92,14 @@ impl TopicCheck<'_> {
         let Some((partition, offset, record)) = self.newest_record(topic, bounds).await else {
             return self.findings.add(Verdict::Fine, &subject, "there is none to look at");
         };
-        match self.decode(&partition, offset, &record).await {
+        let mut decoder = Decoder::new(Arc::clone(&self.views));
+        let outcome = self.decode(&mut decoder, &partition, offset, &record).await;
+        let defaulted: Vec<_> = decoder.defaulted_columns().collect();
+        if !defaulted.is_empty() {
+            let says = format!("{} {DEFAULTED}", defaulted.join(", "));
+            self.findings.add(Verdict::Doubtful, &format!("columns of {topic}"), says);
+        }
+        match outcome {
             Ok(None) => {
                 let says = format!("{partition} @ {offset} fits its table");
                 self.findings.add(Verdict::Fine, &subject, says);
@@ -126,12 +134,12 @@ impl TopicCheck<'_> {
     /// Why the record would be kept aside, if it would. An error where the whole topic would halt.
     async fn decode(
         &self,
+        decoder: &mut Decoder,
         partition: &Partition,
         offset: i64,
         (key, value): &RawRecord,
     ) -> anyhow::Result<Option<String>> {
         let mut batch = Batch::new(self.views.iter().map(View::shape));
-        let mut decoder = Decoder::new(Arc::clone(&self.views));
         let mut progress = Progress::new(offset, 0);
         let record = Record {
             topic: &partition.topic,

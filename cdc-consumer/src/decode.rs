@@ -147,6 +147,12 @@ impl Decoder {
         self.schemas.insert(schema_id, schema);
     }
 
+    /// See [`ValuePlan::defaulted_columns`]: of the schemas met so far.
+    pub fn defaulted_columns(&self) -> impl Iterator<Item = &str> {
+        let plans = self.plans.iter().flat_map(|plans| &plans.values);
+        plans.flat_map(|(_, plan)| &plan.defaulted_columns).map(String::as_str)
+    }
+
     /// Decodes one record into `batch` and advances its partition, or says which schema it needs.
     pub fn decode(
         &mut self,
@@ -249,15 +255,7 @@ impl Decoder {
         let Some(View { spec, table }) = self.views.get(view) else { return Ok(None) };
         let plan = ValuePlan::compile(schema, spec, table)
             .map_err(|source| plan_error(spec, table, schema_id, source))?;
-        if !plan.ignored_fields.is_empty() {
-            tracing::info!(
-                kafka.topic = spec.topic,
-                schema.id = schema_id,
-                table = table.name,
-                fields = plan.ignored_fields.join(", "),
-                "source fields without a column are ignored"
-            );
-        }
+        plan.report(spec, table, schema_id);
         if let Some(plans) = self.plans.get_mut(view) {
             plans.values.push((schema_id, plan));
         }

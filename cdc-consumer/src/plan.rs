@@ -88,7 +88,14 @@ pub struct ValuePlan {
     pub row: RowPlan,
     /// Source fields no column wants: ignored, and reported once.
     pub ignored_fields: Vec<String>,
+    /// Columns that may show the source's default where the source has null.
+    pub defaulted_columns: Vec<String>,
 }
+
+/// Of [`ValuePlan::defaulted_columns`], and what to do about it.
+pub(crate) const DEFAULTED: &str = "may be null at the source and have a default there, which Apicurio's \
+    converter sends for null; make them not null, drop the default, or use a converter that sends nulls \
+    (Confluent's with ignore.default.for.nullables=true)";
 
 impl ValuePlan {
     /// Compiles the plan of an envelope's schema for a view. Key columns come from the record key.
@@ -126,7 +133,36 @@ impl ValuePlan {
             let column = table.column_name(*column).to_owned();
             return Err(PlanError::ColumnWithoutField { table: table.name.clone(), column });
         }
-        Ok(Self { envelope: plan, row, ignored_fields })
+        let defaulted =
+            row.steps.iter().zip(&row_type.fields).filter_map(|(step, field)| match step {
+                Step::Column { index, .. } if field.null_or_default => Some(*index),
+                _ => None,
+            });
+        let defaulted_columns =
+            defaulted.map(|index| table.column_name(index).to_owned()).collect();
+        Ok(Self { envelope: plan, row, ignored_fields, defaulted_columns })
+    }
+
+    /// Says once what of the schema does not show, or may show otherwise.
+    pub(crate) fn report(&self, spec: &ViewSpec, table: &Table, schema_id: u32) {
+        if !self.ignored_fields.is_empty() {
+            tracing::info!(
+                kafka.topic = spec.topic,
+                schema.id = schema_id,
+                table = table.name,
+                fields = self.ignored_fields.join(", "),
+                "source fields without a column are ignored"
+            );
+        }
+        if !self.defaulted_columns.is_empty() {
+            tracing::warn!(
+                kafka.topic = spec.topic,
+                schema.id = schema_id,
+                table = table.name,
+                columns = self.defaulted_columns.join(", "),
+                "columns {DEFAULTED}"
+            );
+        }
     }
 }
 

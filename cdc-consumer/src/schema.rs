@@ -69,6 +69,9 @@ pub struct Record {
 pub struct Field {
     pub name: String,
     pub node: Node,
+    /// It may be null, and has another default: a converter that asks Connect for a field's value gets that for
+    /// a null, and nobody behind it can tell.
+    pub null_or_default: bool,
 }
 
 /// Parses `text`; `references` are schemas it uses by name, dependencies first.
@@ -173,7 +176,10 @@ impl Builder {
             let field_name = field.get("name").and_then(Json::as_str);
             let field_name = field_name.ok_or_else(|| SchemaError::Unexpected(name.clone()))?;
             let node = self.member(field, "type", &namespace)?;
-            fields.push(Field { name: field_name.to_owned(), node });
+            let default = field.get("default").is_some_and(|default| !default.is_null());
+            let optional = matches!(&node, Node::Union(branches) if branches.contains(&Node::Null));
+            let null_or_default = default && optional;
+            fields.push(Field { name: field_name.to_owned(), node, null_or_default });
         }
         let connect_name = json.get("connect.name").and_then(Json::as_str).map(str::to_owned);
         let node = Node::Record(Arc::new(Record { name: name.clone(), connect_name, fields }));

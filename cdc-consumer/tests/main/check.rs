@@ -7,7 +7,7 @@ use crate::harness::consumer::{Consumer, command};
 use crate::harness::source::{Users, user_feed, user_views};
 
 /// `cdc-consumer check`: what it printed, and its error.
-async fn check(world: &World, views: &str) -> (String, Option<String>) {
+pub(crate) async fn check(world: &World, views: &str) -> (String, Option<String>) {
     command(world, views, &["check"], async |command| {
         let Command::Check(settings) = command else { panic!("a check") };
         let mut out = Vec::new();

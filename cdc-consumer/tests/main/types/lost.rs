@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use super::columns::LEFT_OUT;
 use super::{STREAMED, declaration, prepared};
+use crate::check::check;
 use crate::harness::connector::CONNECT_SOON;
 use crate::harness::consumer::Consumer;
 use crate::harness::{World, wait_until};
@@ -128,4 +129,38 @@ async fn a_value_that_debezium_cannot_convert_stops_the_connector_and_names_the_
         assert_eq!(world.text("select count(*) from t").await, "1", "{kind}");
         consumer.stop().await;
     }
+}
+
+/// The shipped converter asks Connect for the value, and Connect answers with the schema's default.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_null_in_a_column_with_a_default_arrives_as_the_default_and_check_says_so() {
+    let (world, source) = prepared().await;
+    let create = "create table t (id bigint primary key, c text default 'dflt', n int default 7, \
+        sure int not null default 8, plain text)";
+    source.sql(&format!("{create}; insert into t (id, c) values (1, null), (2, 'x')")).await;
+    world.view("create table t (id bigint primary key, c text, n int, plain text)", "t").await;
+    source.capture(&[]).await;
+    let consumer = Consumer::start(&world, &declaration(&source, "t"), &[]);
+    let shown = async |id: u32, expected: &str| {
+        let sql = format!("select concat_ws(' ', c, n, plain) from t where id = {id}");
+        wait_until("the row to be shown", CONNECT_SOON, || async {
+            let shown = world.text(&sql).await;
+            if shown == expected { Ok(()) } else { Err(format!("{id}: {shown}")) }
+        })
+        .await;
+    };
+    shown(1, "dflt 7").await;
+    source.sql("insert into t values (3, null, null), (4, 'y', 1)").await;
+    shown(3, "dflt 7").await;
+    shown(4, "y 1").await;
+    consumer.stop().await;
+    let (printed, error) = check(&world, &declaration(&source, "t")).await;
+    assert_eq!(error, None, "{printed}");
+    let line = printed.lines().find(|line| line.contains("columns of "));
+    let line = line.unwrap_or_else(|| panic!("{printed}"));
+    assert!(
+        line.starts_with("doubtful")
+            && line.contains("c, n may be null at the source and have a default"),
+        "{line}"
+    );
 }
