@@ -5,10 +5,11 @@
 //! complete definition of its types: nothing is rounded or reinterpreted on the way.
 
 use crate::avro::{AvroError, Reader};
+use crate::float::{write_float, write_float_text};
 use crate::skip::Skip;
 use crate::temporal;
 use crate::text::{
-    ArrayPlaceholder, write_array, write_bits, write_bytes, write_float, write_integer, write_iso,
+    ArrayPlaceholder, write_array, write_bits, write_bytes, write_integer, write_iso,
     write_json_pairs, write_numeric, write_numeric_text, write_pairs, write_point, write_text,
 };
 
@@ -63,9 +64,16 @@ pub enum ValueError {
 pub enum Converter {
     Null,
     Boolean,
+    /// As PostgreSQL casts it to text, which is not what it prints of it.
+    BooleanText,
     Integer,
     Float,
+    /// A single-precision number for a column of double precision.
+    WidenedFloat,
+    /// As PostgreSQL prints it.
+    FloatText,
     Double,
+    DoubleText,
     Text,
     /// A decimal as text, with Debezium's names for the infinite ones.
     NumericText,
@@ -128,8 +136,12 @@ impl Converter {
             Self::JsonPairs => return write_json_pairs(reader.string()?, out),
             Self::Boolean => out.push(if reader.boolean()? { 't' } else { 'f' }),
             Self::Integer => write_integer(reader.long()?, out),
-            Self::Float => write_float(f64::from(reader.float()?), true, out),
-            Self::Double => write_float(reader.double()?, false, out),
+            Self::BooleanText => out.push_str(if reader.boolean()? { "true" } else { "false" }),
+            Self::Float => write_float(reader.float()?, out),
+            Self::WidenedFloat => write_float(f64::from(reader.float()?), out),
+            Self::FloatText => write_float_text(reader.float()?, f32::DIGITS, out),
+            Self::Double => write_float(reader.double()?, out),
+            Self::DoubleText => write_float_text(reader.double()?, f64::DIGITS, out),
             Self::Iso => return write_iso(reader.string()?, out),
             Self::Bit => out.push(if reader.boolean()? { '1' } else { '0' }),
             Self::Bits { length } => write_bits(reader.bytes()?, *length, out)?,
@@ -217,6 +229,16 @@ mod tests {
         check(json!("double"), Value::Double(f64::NAN), "float8", "NaN");
         check(json!("float"), Value::Float(f32::NEG_INFINITY), "float4", "-Infinity");
         check(json!("float"), Value::Float(0.1), "float4", "0.1");
+        check(json!("float"), Value::Float(0.1), "float8", "0.10000000149011612");
+        check(json!("float"), Value::Float(0.1), "text", "0.1");
+        check(json!("float"), Value::Float(1e6), "text", "1e+06");
+        check(json!("double"), Value::Double(1.0), "text", "1");
+        check(json!("double"), Value::Double(-0.0), "text", "-0");
+        check(json!("double"), Value::Double(1e14), "text", "100000000000000");
+        check(json!("double"), Value::Double(1e22), "varchar", "1e+22");
+        check(json!("double"), Value::Double(0.00012), "text", "0.00012");
+        check(json!("double"), Value::Double(1.5e-5), "text", "1.5e-05");
+        check(json!("boolean"), Value::Boolean(true), "text", "true");
         check(semantic("int", "io.debezium.time.Date"), Value::Int(0), "date", "1970-01-01");
         check(
             semantic("long", "io.debezium.time.MicroTimestamp"),
@@ -353,5 +375,10 @@ mod tests {
         check(semantic("bytes", "io.debezium.data.Bits"), "varbit");
         check(semantic("bytes", "io.debezium.data.Bits"), "text");
         check(json!({ "type": "array", "items": "string" }), "text");
+        check(json!({ "type": "map", "values": "string" }), "text");
+        check(semantic("string", "io.debezium.time.ZonedTimestamp"), "text");
+        check(semantic("string", "io.debezium.time.ZonedTime"), "varchar");
+        check(semantic("string", "io.debezium.time.IsoDate"), "text");
+        check(semantic("string", "io.debezium.time.Interval"), "text");
     }
 }

@@ -19,7 +19,7 @@ pub fn write_decimal(unscaled: &[u8], scale: i32, out: &mut String) {
     }
 }
 
-fn write_digits(negative: bool, digits: &str, scale: i32, out: &mut String) {
+pub(crate) fn write_digits(negative: bool, digits: &str, scale: i32, out: &mut String) {
     if negative {
         out.push('-');
     }

@@ -53,6 +53,11 @@ pub enum Kind {
 
 const TEXTS: &[&str] = &["text", "varchar", "bpchar", "citext", "name"];
 
+/// Whether values of this type are text of any kind.
+pub fn is_text(base: &str) -> bool {
+    TEXTS.contains(&base)
+}
+
 /// Types whose only wire form is a plain string holding PostgreSQL's own text.
 const SENT_AS_TEXT: &[&str] = &[
     "inet", "cidr", "macaddr", "macaddr8", "tsvector", "tsquery", "numeric", "money", "interval",
@@ -95,7 +100,7 @@ impl Kind {
     /// is quarantined, while refusing the pair would refuse every `smallint` primary key Debezium widens.
     pub fn fits(self, target: &PgType) -> bool {
         let base = target.base.as_str();
-        if self != Self::Bytes && TEXTS.contains(&base) {
+        if self != Self::Bytes && is_text(base) {
             return true;
         }
         match self {

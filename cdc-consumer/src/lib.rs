@@ -12,6 +12,7 @@ pub mod avro;
 pub mod convert;
 pub mod decimal;
 pub mod envelope;
+pub mod float;
 pub mod kind;
 pub mod pairing;
 pub mod plan;

@@ -4,7 +4,7 @@
 //! the schema shows it: a column must not fill with values that were never at the source.
 
 use crate::convert::{Converter, PointField};
-use crate::kind::{Kind, PgType};
+use crate::kind::{Kind, PgType, is_text};
 use crate::schema::{Node, Record, Semantic};
 use crate::skip::Skip;
 use crate::text::ArrayPlaceholder;
@@ -32,6 +32,8 @@ const ROUNDED: &str = "a double holds 15 digits; \
     set decimal.handling.mode=precise or string in the connector, or make the column double precision";
 const ENCODED: &str = "the schema does not say how the bytes are written as text; \
     set binary.handling.mode=bytes in the connector";
+const SPELLED: &str = "Debezium spells such values otherwise than PostgreSQL; \
+    give the column the type it has at the source";
 
 /// Compiles the conversion from a writer's field to a column, or says why there is none.
 pub fn compile(node: &Node, target: &PgType) -> Result<Converter, Mismatch> {
@@ -73,6 +75,10 @@ fn lossy(reason: &'static str, target: &PgType) -> Mismatch {
 fn for_column(converter: Converter, kind: Kind, target: &PgType) -> Converter {
     match (kind, target.base.as_str()) {
         (Kind::Boolean, "bit") => Converter::Bit,
+        (Kind::Boolean, base) if is_text(base) => Converter::BooleanText,
+        (Kind::Float, "float8") => Converter::WidenedFloat,
+        (Kind::Float, base) if is_text(base) => Converter::FloatText,
+        (Kind::Double, base) if is_text(base) => Converter::DoubleText,
         (Kind::Bits, _) => {
             Converter::Bits { length: usize::try_from(target.modifier).unwrap_or(0) }
         }
@@ -103,6 +109,17 @@ fn loss(node: &Node, kind: Kind, target: &PgType) -> Option<&'static str> {
         }
         Kind::Double if matches!(base, "numeric" | "money") => Some(ROUNDED),
         Kind::Text if base == "bytea" => Some(ENCODED),
+        Kind::TimeTz | Kind::TimestampTz | Kind::Interval | Kind::Point | Kind::Map
+            if is_text(base) =>
+        {
+            Some(SPELLED)
+        }
+        // A date or time as text: `time.precision.mode=isostring`.
+        Kind::Date | Kind::Time | Kind::Timestamp
+            if is_text(base) && matches!(node, Node::String(_)) =>
+        {
+            Some(SPELLED)
+        }
         _ => None,
     }
 }

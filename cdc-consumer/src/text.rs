@@ -6,6 +6,7 @@ use std::fmt::Write;
 use crate::avro::Reader;
 use crate::convert::{Cell, Converter, PointField, ValueError, check_length};
 use crate::decimal::write_decimal;
+use crate::float::write_float;
 use crate::temporal::write_date;
 
 /// What Debezium sends for a value that PostgreSQL stored out of line and did not log, because the
@@ -109,19 +110,6 @@ pub(crate) fn write_numeric_text(text: &str, out: &mut String) -> Result<Cell, V
     }
 }
 
-/// Rust prints the shortest digits that read back to the same number, as PostgreSQL does.
-pub(crate) fn write_float(value: f64, single: bool, out: &mut String) {
-    if value.is_infinite() {
-        out.push_str(if value > 0.0 { "Infinity" } else { "-Infinity" });
-    } else if single {
-        #[expect(clippy::cast_possible_truncation, reason = "the value was read as an f32")]
-        let value = value as f32;
-        put(out, format_args!("{value:?}"));
-    } else {
-        put(out, format_args!("{value:?}"));
-    }
-}
-
 /// Debezium's bits are little-endian and without the zero bytes at the end; PostgreSQL writes the highest
 /// bit first.
 pub(crate) fn write_bits(bytes: &[u8], length: usize, out: &mut String) -> Result<(), ValueError> {
@@ -184,9 +172,9 @@ pub(crate) fn write_point(
         }
     }
     out.push('(');
-    write_float(x, false, out);
+    write_float(x, out);
     out.push(',');
-    write_float(y, false, out);
+    write_float(y, out);
     out.push(')');
     Ok(())
 }

@@ -142,3 +142,71 @@ async fn every_type_arrives_as_postgresql_writes_it() {
     ];
     check(&tables, &[]).await;
 }
+
+/// Columns of the view that are wider than the source's, or text: what PostgreSQL's own cast makes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn values_shown_in_wider_columns_or_as_text_are_what_postgresql_makes_of_them() {
+    for seed in seeds(1) {
+        let _replay = Replay(seed);
+        let mut random = Random::new(seed);
+        let (world, source) = prepared().await;
+        let mut rows = vec!["(1, null, null, null, null, null, null, null)".to_owned()];
+        for id in 2..400 {
+            let day = values::date(&mut random);
+            rows.push(format!(
+                "({id}, '{}', '{}', {}, {}, '{day}', '{day} {}', '{}')",
+                values::real(&mut random),
+                values::double(&mut random),
+                id % 2 == 0,
+                values::bigint(&mut random),
+                values::time(&mut random, 6),
+                values::decimal(&mut random, 9, 2),
+            ));
+        }
+        let edges = [
+            "0.1",
+            "1",
+            "-0",
+            "1e5",
+            "1e6",
+            "1e15",
+            "1e22",
+            "1e23",
+            "1e-4",
+            "1e-5",
+            "NaN",
+            "Infinity",
+            "-Infinity",
+            "123456.7",
+            "9007199254740993",
+            "1e-37",
+        ];
+        for (index, edge) in edges.iter().enumerate() {
+            rows.push(format!("({}, '{edge}', '{edge}')", 1000 + index));
+        }
+        let (full, short) = rows.split_at(399);
+        let source_table = "create table wide (id int primary key, r real, d double precision, \
+            b boolean, i bigint, day date, at timestamp, price numeric(12, 2))";
+        source
+            .sql(&format!(
+                "{source_table}; insert into wide values {}; insert into wide (id, r, d) values {}",
+                full.join(", "),
+                short.join(", ")
+            ))
+            .await;
+        let view = "create table wide (id numeric primary key, r double precision, d text, b text, \
+            i varchar, day text, at text, price text)";
+        world.view(view, "wide").await;
+        source.sql("create table single (id int primary key, r real)").await;
+        source.sql("insert into single select id, r from wide").await;
+        world.view("create table single (id int primary key, r text)", "single").await;
+        source.capture(&[]).await;
+        let views = declaration(&source, "wide") + &declaration(&source, "single");
+        let consumer = Consumer::start(&world, &views, &[]);
+        let columns = ["id", "r::double precision", "d", "b", "i", "day", "at", "price"];
+        source.is_shown(&world, &consumer, "wide", &columns).await;
+        source.is_shown(&world, &consumer, "single", &["id", "r"]).await;
+        assert_eq!(world.dead_letters().await, Vec::<String>::new());
+        consumer.stop().await;
+    }
+}
