@@ -9,7 +9,7 @@ use crate::float::{write_float, write_float_text};
 use crate::skip::Skip;
 use crate::temporal;
 use crate::text::{
-    ArrayPlaceholder, write_array, write_bits, write_bytes, write_integer, write_iso,
+    ArrayPlaceholder, is_octal, write_array, write_bits, write_bytes, write_integer, write_iso,
     write_json_pairs, write_numeric, write_numeric_text, write_pairs, write_point, write_text,
 };
 
@@ -55,6 +55,8 @@ pub enum ValueError {
          its content is not in the record"
     )]
     NestedArray,
+    #[error("text is longer than the {0} bytes that its column holds")]
+    Cut(usize),
     #[error("JSON that is not an object of texts is no hstore")]
     NotPairs,
 }
@@ -110,6 +112,11 @@ pub enum Converter {
     /// hstore sent as a JSON object, which is Debezium's default.
     JsonPairs,
     Union(Vec<Converter>),
+    /// For a column of a type that holds so many bytes and cuts the rest.
+    Short {
+        item: Box<Converter>,
+        bytes_max: usize,
+    },
 }
 
 /// A field of Debezium's point record, in the writer's order.
@@ -133,6 +140,13 @@ impl Converter {
                 return write_array(item, placeholder, reader, out);
             }
             Self::Pairs(item) => return write_pairs(item, reader, out),
+            Self::Short { item, bytes_max } => {
+                let start = out.len();
+                let cell = item.write(reader, out)?;
+                let text = out.get(start..).unwrap_or_default();
+                let fits = cell != Cell::Text || text.len() <= *bytes_max || is_octal(text);
+                return if fits { Ok(cell) } else { Err(ValueError::Cut(*bytes_max)) };
+            }
             Self::JsonPairs => return write_json_pairs(reader.string()?, out),
             Self::Boolean => out.push(if reader.boolean()? { 't' } else { 'f' }),
             Self::Integer => write_integer(reader.long()?, out),

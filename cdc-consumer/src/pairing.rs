@@ -73,7 +73,7 @@ fn lossy(reason: &'static str, target: &PgType) -> Mismatch {
 
 /// Where the column's type decides how a value is written.
 fn for_column(converter: Converter, kind: Kind, target: &PgType) -> Converter {
-    match (kind, target.base.as_str()) {
+    let converter = match (kind, target.base.as_str()) {
         (Kind::Boolean, "bit") => Converter::Bit,
         (Kind::Boolean, base) if is_text(base) => Converter::BooleanText,
         (Kind::Float, "float8") => Converter::WidenedFloat,
@@ -84,6 +84,12 @@ fn for_column(converter: Converter, kind: Kind, target: &PgType) -> Converter {
         }
         (Kind::Json, "hstore") => Converter::JsonPairs,
         (Kind::Text, "numeric") => Converter::NumericText,
+        _ => converter,
+    };
+    // PostgreSQL cuts what is longer, and says nothing.
+    match target.base.as_str() {
+        "name" => Converter::Short { item: Box::new(converter), bytes_max: 63 },
+        "char" => Converter::Short { item: Box::new(converter), bytes_max: 1 },
         _ => converter,
     }
 }
@@ -261,6 +267,24 @@ mod tests {
         let converter = compile(&node, &target).expect("a supported pair");
         let mut out = String::new();
         converter.write(&mut Reader::new(bytes), &mut out).map(|_| out)
+    }
+
+    #[test]
+    fn a_text_that_postgresql_would_cut_is_refused() {
+        let text = |length: u8| [&[length * 2][..], &vec![b'x'; length.into()]].concat();
+        let check = |base, bytes: &[u8], fits| {
+            assert_eq!(write("\"string\"", base, false, bytes).is_ok(), fits, "{base} {bytes:?}");
+        };
+        check("name", &text(63), true);
+        check("name", &[&[128, 1][..], &[b'x'; 64]].concat(), false);
+        check("char", &text(0), true);
+        check("char", &text(1), true);
+        check("char", &text(2), false);
+        check("char", &[4, 0xc3, 0xa9], false);
+        check("char", b"\x08\\351", true);
+        check("char", b"\x08\\951", false);
+        let items = "{\"type\": \"array\", \"items\": \"string\"}";
+        assert!(write(items, "char", true, &[4, 2, b'x', 4, b'x', b'y', 0]).is_err());
     }
 
     /// Three bytes of scale make 131,072 zeros.

@@ -225,6 +225,12 @@ fn is_java_array(text: &str) -> bool {
     known && class.len() < text.len() && class.contains(";@")
 }
 
+/// How PostgreSQL prints a `"char"` of a byte beyond ASCII: `\351`.
+pub(crate) fn is_octal(text: &str) -> bool {
+    let digits = text.strip_prefix('\\').map(str::as_bytes);
+    matches!(digits, Some([b'0'..=b'3', b'0'..=b'7', b'0'..=b'7']))
+}
+
 /// hstore out of a JSON object of texts.
 pub(crate) fn write_json_pairs(text: &str, out: &mut String) -> Result<Cell, ValueError> {
     let pairs: Result<BTreeMap<String, Option<String>>, _> = serde_json::from_str(text);
