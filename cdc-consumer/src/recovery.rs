@@ -78,6 +78,7 @@ pub fn of_registry(error: &RegistryError) -> Recovery {
             | SchemaError::NotJson(_)
             | SchemaError::Misused(_)
             | SchemaError::Recursive(_)
+            | SchemaError::TooLarge
             | SchemaError::Unexpected(_) => Recovery::Halt,
         },
     }

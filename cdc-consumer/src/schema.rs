@@ -9,6 +9,11 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
+/// Parts of a type, each name replaced by what it stands for: what is compiled of a schema goes through them
+/// all, and a few names that use each other twice stand for any number. A table of 1600 columns has some
+/// ten thousand.
+const NODES_MAX: usize = 100_000;
+
 /// Why a schema from the registry cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
@@ -20,6 +25,8 @@ pub enum SchemaError {
     Recursive(String),
     #[error("the schema's attribute '{0}' means something in Avro, and its value is not that")]
     Misused(String),
+    #[error("the schema's type has more than {NODES_MAX} parts, counting each time a name is used")]
+    TooLarge,
     #[error("the schema has an unexpected form at '{0}'")]
     Unexpected(String),
 }
@@ -122,12 +129,16 @@ fn misused<'j>(name: &'j str, json: &'j Json) -> Option<&'j str> {
 
 #[derive(Default)]
 struct Builder {
-    /// Named types met so far. `None` while a type is being built: meeting it then is recursion.
-    named: HashMap<String, Option<Node>>,
+    /// Named types met so far, with their parts. `None` while a type is being built: meeting it then is
+    /// recursion.
+    named: HashMap<String, Option<(Node, usize)>>,
+    /// Parts so far.
+    nodes: usize,
 }
 
 impl Builder {
     fn node(&mut self, json: &Json, namespace: &str) -> Result<Node, SchemaError> {
+        self.count(1)?;
         match json {
             Json::String(name) => self.by_name(name, None, namespace),
             Json::Array(branches) => {
@@ -137,6 +148,11 @@ impl Builder {
             Json::Object(_) => self.object(json, namespace),
             _ => Err(SchemaError::Unexpected(json.to_string())),
         }
+    }
+
+    fn count(&mut self, nodes: usize) -> Result<(), SchemaError> {
+        self.nodes = self.nodes.saturating_add(nodes);
+        if self.nodes > NODES_MAX { Err(SchemaError::TooLarge) } else { Ok(()) }
     }
 
     fn object(&mut self, json: &Json, namespace: &str) -> Result<Node, SchemaError> {
@@ -170,6 +186,7 @@ impl Builder {
 
     fn record(&mut self, json: &Json, namespace: &str) -> Result<Node, SchemaError> {
         let (name, namespace) = full_name(json, namespace)?;
+        let before = self.nodes;
         self.named.insert(name.clone(), None);
         let mut fields = Vec::new();
         for field in json.get("fields").and_then(Json::as_array).into_iter().flatten() {
@@ -183,13 +200,13 @@ impl Builder {
         }
         let connect_name = json.get("connect.name").and_then(Json::as_str).map(str::to_owned);
         let node = Node::Record(Arc::new(Record { name: name.clone(), connect_name, fields }));
-        self.named.insert(name, Some(node.clone()));
+        self.named.insert(name, Some((node.clone(), self.nodes - before)));
         Ok(node)
     }
 
     fn define(&mut self, json: &Json, namespace: &str, node: Node) -> Result<Node, SchemaError> {
         let (name, _) = full_name(json, namespace)?;
-        self.named.insert(name, Some(node.clone()));
+        self.named.insert(name, Some((node.clone(), 1)));
         Ok(node)
     }
 
@@ -210,9 +227,12 @@ impl Builder {
             "string" => Node::String(semantic),
             name => {
                 let qualified = format!("{namespace}.{name}");
-                let found = self.named.get(&qualified).or_else(|| self.named.get(name));
+                let found = self.named.get(&qualified).or_else(|| self.named.get(name)).cloned();
                 match found {
-                    Some(Some(node)) => node.clone(),
+                    Some(Some((node, nodes))) => {
+                        self.count(nodes)?;
+                        node
+                    }
                     Some(None) => return Err(SchemaError::Recursive(name.to_owned())),
                     None => return Err(SchemaError::Unexpected(name.to_owned())),
                 }
@@ -300,6 +320,30 @@ mod tests {
         check(r#""items":[null]"#, "items");
         check(r#""scale":2.5"#, "scale");
         check(r#""symbols":true"#, "symbols");
+    }
+
+    /// Fifty names are enough: each type has the one before it twice.
+    #[test]
+    fn a_small_schema_of_a_huge_type_is_refused() {
+        let chain = |length: usize| {
+            let first = r#"{"type":"record","name":"R0","fields":[{"name":"a","type":"long"}]}"#;
+            let fields = (1..=length).map(|number| {
+                let inner = format!("R{}", number - 1);
+                let two = format!(
+                    r#"{{"name":"a","type":"{inner}"}},{{"name":"b","type":"{inner}"}}"#
+                );
+                format!(
+                    r#"{{"name":"f{number}","type":{{"type":"record","name":"R{number}","fields":[{two}]}}}}"#
+                )
+            });
+            let fields: Vec<String> = fields.collect();
+            let first = format!(r#"{{"name":"f0","type":{first}}}"#);
+            let fields = fields.join(",");
+            parse(&format!(r#"{{"type":"record","name":"All","fields":[{first},{fields}]}}"#), &[])
+        };
+        assert!(chain(8).is_ok());
+        let error = chain(50).map(drop).expect_err("2^50 values");
+        assert!(error.to_string().contains("100000"), "{error}");
     }
 
     #[test]
