@@ -6,10 +6,10 @@
 use anyhow::Context;
 use sqlx::PgConnection;
 
-use crate::catalog::{SOURCE_EPOCH, SOURCE_LSN, Table};
+use crate::catalog::Table;
 use crate::database::{Database, Place, schema_of};
 use crate::metrics;
-use crate::sql::{deleted_table, key_equal, names, quote};
+use crate::sql;
 use crate::view::ViewSpec;
 
 /// Removes them. Nobody else writes the new generation meanwhile.
@@ -19,10 +19,10 @@ pub(crate) async fn remove(
     specs: &[ViewSpec],
 ) -> anyhow::Result<()> {
     let mut connection = database.connect_to(place.generation).await?;
+    let (new, old) = (schema_of(place.generation), schema_of(place.published));
     for spec in specs {
-        let new = schema_of(place.generation);
         let table = Table::read(&mut connection, &new, &spec.table).await?;
-        let rows = remove_from(&mut connection, &table, &schema_of(place.published)).await;
+        let rows = remove_from(&mut connection, &table, &old).await;
         let rows = rows.with_context(|| {
             format!("could not remove rows of {} that an earlier snapshot swept", spec.table)
         })?;
@@ -40,34 +40,10 @@ async fn remove_from(
     old: &str,
 ) -> Result<i64, sqlx::Error> {
     let known = sqlx::query_scalar("select to_regclass($1) is not null")
-        .bind(format!("{old}.{}", deleted_table(table)))
+        .bind(format!("{old}.{}", sql::deleted_table(table)))
         .fetch_one(&mut *connection);
     if !known.await? {
         return Ok(0); // a view that is new
     }
-    sqlx::query_scalar(&statement(table, old)).fetch_one(connection).await
-}
-
-/// Remembers them as the sweep did. What came again since stands above the place where it was removed, in
-/// whatever epoch: a compacted topic may tell of fewer lives of the source.
-fn statement(table: &Table, old: &str) -> String {
-    let keys = names(table, table.key_columns());
-    let removed: Vec<_> = keys.iter().map(|key| format!("t.{key}")).collect();
-    format!(
-        "with gone as (delete from {table} t using {old}.{deleted} d \
-         where {swept} and d.deleted_at = 'infinity' and t.{SOURCE_LSN} < d.{SOURCE_LSN} \
-         and not exists (select from {old}.{table} o where {shown}) \
-         returning {removed}, t.{SOURCE_EPOCH}, t.{SOURCE_LSN}), \
-         remembered as (insert into {deleted} as d ({keys}, {SOURCE_EPOCH}, {SOURCE_LSN}, deleted_at) \
-         select {keys}, {SOURCE_EPOCH}, {SOURCE_LSN} + 1, 'infinity' from gone order by {keys} \
-         on conflict ({keys}) do update set {SOURCE_EPOCH} = excluded.{SOURCE_EPOCH}, \
-         {SOURCE_LSN} = excluded.{SOURCE_LSN}, deleted_at = excluded.deleted_at) \
-         select count(*) from gone",
-        table = quote(&table.name),
-        deleted = deleted_table(table),
-        swept = key_equal(table, "t", "d"),
-        shown = key_equal(table, "o", "t"),
-        removed = removed.join(", "),
-        keys = keys.join(", "),
-    )
+    sqlx::query_scalar(&sql::sweep_again(table, old)).fetch_one(connection).await
 }
