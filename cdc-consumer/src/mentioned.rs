@@ -45,7 +45,7 @@ pub(crate) fn verdict(
         newest = newest.max(mentioned.map(|_| read.epoch));
         partitions.insert(partition, mentioned.map(|(first, _)| (first, read.epoch)));
     }
-    partitions.retain(|_, place| place.map(|(_, epoch)| epoch) != newest || newest.is_none());
+    partitions.retain(|_, place| place.is_none_or(|(_, epoch)| Some(epoch) != newest));
     match newest {
         Some(epoch) if partitions.is_empty() => Verdict::Sweep { epoch },
         epoch => {

@@ -216,14 +216,11 @@ impl Sweeper {
     ) -> Result<bool, SweepError> {
         let Some(source_epoch) = source_epoch else { return Ok(false) };
         let named = |&number: &i32| Partition { topic: ended.topic.clone(), number };
-        let mut places = BTreeMap::new();
-        let mut wanted = Vec::new();
-        for (number, first) in partitions {
-            match first {
-                Some(first) => drop(places.insert(named(number), *first)),
-                None => wanted.push(named(number)),
-            }
-        }
+        let known =
+            partitions.iter().filter_map(|(number, first)| Some((named(number), (*first)?)));
+        let mut places: BTreeMap<_, _> = known.collect();
+        let unknown = partitions.iter().filter(|(_, first)| first.is_none());
+        let wanted: Vec<_> = unknown.map(|(number, _)| named(number)).collect();
         if ended.timestamp_millis >= 0 && !wanted.is_empty() {
             let (kafka, timestamp) = (self.kafka.clone(), ended.timestamp_millis);
             let asked = move || source::offsets_at(&kafka, wanted, timestamp);
