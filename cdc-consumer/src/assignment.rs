@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Table;
-use crate::database::{Database, DatabaseError, Generation, answered, schema_of};
+use crate::database::{Generation, answered, schema_of};
 use crate::decode::{View, topics};
 use crate::fence::{self, Wanted};
 use crate::group::Rebalance;
@@ -80,7 +80,7 @@ impl Session {
     fn stored_progress(&mut self, wanted: &Wanted) -> Result<Progress, SessionError> {
         let Self { control, database, place, owner, runtime, shutdown, .. } = self;
         let acquired = async {
-            let connection = connected(control, database, place.generation).await?;
+            let connection = database.connected(control, place.generation).await?;
             Ok(takeover::acquire(connection, wanted, owner).await?)
         };
         unless_stopped(runtime, shutdown, acquired)
@@ -109,7 +109,7 @@ impl Session {
         let owned: Vec<_> =
             owned.iter().map(|(partition, owned)| (partition, owned.progress.epoch)).collect();
         let asked = answered(CHECK_MAX, async {
-            let connection = connected(control, database, place.generation).await?;
+            let connection = database.connected(control, place.generation).await?;
             if !fence::still_ours(connection, &owned, place.published).await? {
                 return Err(SessionError::Fenced);
             }
@@ -157,7 +157,7 @@ impl Session {
     pub(crate) fn check_tables(&mut self) -> Result<(), SessionError> {
         let Self { control, database, place, views, runtime, shutdown, .. } = self;
         let asked = answered(TABLES_MAX, async {
-            let connection = connected(control, database, place.generation).await?;
+            let connection = database.connected(control, place.generation).await?;
             same_tables(connection, place.generation, views).await
         });
         unless_stopped(runtime, shutdown, asked)
@@ -291,18 +291,6 @@ fn unless_stopped<T>(
             () = shutdown.cancelled() => Err(SessionError::Stopped),
         }
     })
-}
-
-/// The session's own connection, made when there is none.
-async fn connected<'c>(
-    control: &'c mut Option<PgConnection>,
-    database: &Database,
-    generation: Generation,
-) -> Result<&'c mut PgConnection, DatabaseError> {
-    match control {
-        Some(connection) => Ok(connection),
-        None => Ok(control.insert(database.connect_to(generation).await?)),
-    }
 }
 
 /// A table that is gone for the moment, as one that was changed, is the next session's to read.

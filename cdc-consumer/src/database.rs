@@ -82,6 +82,18 @@ impl Database {
         self.connect_with(&self.options_of(generation)).await
     }
 
+    /// The connection that is kept in `slot`, made as [`Self::connect_to`] does when there is none.
+    pub(crate) async fn connected<'c>(
+        &self,
+        slot: &'c mut Option<PgConnection>,
+        generation: Generation,
+    ) -> Result<&'c mut PgConnection, DatabaseError> {
+        match slot {
+            Some(connection) => Ok(connection),
+            none => Ok(none.insert(self.connect_to(generation).await?)),
+        }
+    }
+
     /// A connection that applies batches to a generation.
     ///
     /// The plans of its statements are kept: planning one takes longer than a small batch runs. A plan is made

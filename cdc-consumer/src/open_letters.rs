@@ -53,10 +53,7 @@ async fn round(
     tables: &[String],
     slot: &mut Option<PgConnection>,
 ) -> Result<(), CountError> {
-    let connection = match slot {
-        Some(connection) => connection,
-        None => slot.insert(database.connect_to(generation).await?),
-    };
+    let connection = database.connected(slot, generation).await?;
     let counts: Vec<(String, String, i64)> =
         sqlx::query_as(COUNT).bind(tables).fetch_all(connection).await?;
     for (view, reason, count) in counts {

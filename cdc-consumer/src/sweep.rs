@@ -115,10 +115,7 @@ impl Sweeper {
     }
 
     async fn round(&self, slot: &mut Option<PgConnection>) -> Result<(), SweepError> {
-        let connection = match slot {
-            Some(connection) => connection,
-            None => slot.insert(self.database.connect_to(self.generation).await?),
-        };
+        let connection = self.database.connected(slot, self.generation).await?;
         for view in self.views.iter().filter(|view| view.spec.unmentioned == Unmentioned::Sweep) {
             let table = &view.spec.table;
             let Some(mut ended) = ended(connection, table).await? else { continue };
