@@ -162,7 +162,7 @@ pub async fn admit(
         }
     }
     if !batch.refused.is_empty() {
-        limit(open(tx).await?, target)?;
+        limit_keys(tx, target).await?;
         limit_all(tx, target).await?;
     }
     Ok(parked)
@@ -201,7 +201,7 @@ pub async fn store(
         insert(tx, target, &refused, fault.reason).await?;
     }
     if refused_more {
-        limit(open(tx).await?, target)?;
+        limit_keys(tx, target).await?;
     }
     if count > 0 {
         limit_all(tx, target).await?;
@@ -211,18 +211,15 @@ pub async fn store(
 
 /// Keys with a refused record; a record whose key could not be read is one of its own. What waits behind
 /// them is no fault, and a row that is bad once is often bad in each of its changes.
-async fn open(tx: &mut PgTransaction<'_>) -> Result<i64, QuarantineError> {
-    sqlx::query_scalar(
+async fn limit_keys(tx: &mut PgTransaction<'_>, target: &Target) -> Result<(), QuarantineError> {
+    let open: i64 = sqlx::query_scalar(
         "select count(distinct coalesce(view_name || ' ' || key_text, id::text))
          from cdc_dead_letter
          where reason = 'refused'",
     )
     .fetch_one(&mut **tx)
     .await
-    .map_err(QuarantineError::Store)
-}
-
-fn limit(open: i64, target: &Target) -> Result<(), QuarantineError> {
+    .map_err(QuarantineError::Store)?;
     let limit = target.dead_letters_max;
     if open > limit { Err(QuarantineError::Flood { open, limit }) } else { Ok(()) }
 }
