@@ -191,10 +191,10 @@ impl Writer {
             // The last attempt may stand in COPY, where its server waits for ever and keeps its locks.
             let ended = takeover::end_silent_copies(connection).await;
             ended.map_err(ApplyError::Transaction)?;
-        }
-        if !backoff.fresh() && fence::settled(connection, &batch.claims).await? {
-            tracing::info!("a commit without an answer had taken effect");
-            return Ok(Attempt::Applied(Box::new(apply::settled(batch))));
+            if fence::settled(connection, &batch.claims).await? {
+                tracing::info!("a commit without an answer had taken effect");
+                return Ok(Attempt::Applied(Box::new(apply::settled(batch))));
+            }
         }
         Ok(apply::apply(connection, &self.target, batch, care).await?)
     }
