@@ -80,14 +80,12 @@ async fn a_database_that_only_reads_for_a_while_is_waited_for() {
         "alter role cdc_consumer in database {} set default_transaction_read_only",
         world.name
     );
-    let reconnect = "select pg_terminate_backend(pid) from pg_stat_activity
-        where datname = current_database() and usename = 'cdc_consumer'";
     world.sql(&format!("{only_reads} = on")).await;
-    world.sql(reconnect).await;
+    world.end_sessions().await;
     feed.send(&world, &users.puts(10..=30)).await;
     consumer.complains("read-only transaction").await;
     world.sql(&format!("{only_reads} = off")).await;
-    world.sql(reconnect).await;
+    world.end_sessions().await;
     world.shows("user_view", &users.as_view()).await;
     world.drained(&feed.topic, 2).await;
     world.counts_are_right().await;

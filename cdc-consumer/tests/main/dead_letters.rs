@@ -1,5 +1,6 @@
 //! `cdc-consumer dead-letters`, as an operator uses it beside a running consumer.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use cdc_consumer::cli::{Cli, Command};
@@ -8,7 +9,7 @@ use clap::Parser;
 use serde_json::{Value as Json, json};
 use tokio::net::TcpListener;
 
-use crate::harness::consumer::{Consumer, Process};
+use crate::harness::consumer::{Consumer, Process, free_address, metrics};
 use crate::harness::feed::{Event, Feed};
 use crate::harness::{SOON, World, wait_until};
 
@@ -224,12 +225,10 @@ async fn a_batch_that_waited_for_a_drop_parks_nothing_behind_what_is_gone() {
 }
 
 /// Waits until the consumer's metrics show so many open dead letters.
-async fn gauge_shows(port: u16, reason: &str, count: u64) {
+async fn gauge_shows(address: SocketAddr, reason: &str, count: u64) {
     let line = format!("cdc_dead_letters_open{{view=\"note\",reason=\"{reason}\"}} {count}");
     wait_until(&line, SOON, || async {
-        let asked = reqwest::get(format!("http://127.0.0.1:{port}/metrics")).await;
-        let metrics = asked.map_err(|error| error.to_string())?.text().await;
-        let metrics = metrics.map_err(|error| error.to_string())?;
+        let metrics = metrics(address).await?;
         if metrics.lines().any(|shown| shown == line) { Ok(()) } else { Err(metrics) }
     })
     .await;
@@ -239,17 +238,15 @@ async fn gauge_shows(port: u16, reason: &str, count: u64) {
 async fn the_metrics_of_a_new_process_show_the_dead_letters_there_are() {
     let (world, _feed, views, consumer) = kept_aside().await;
     consumer.stop().await;
-    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = free.local_addr().unwrap().port();
-    drop(free);
-    let listen = format!("--consumer-listen=127.0.0.1:{port}");
+    let address = free_address();
+    let listen = format!("--consumer-listen={address}");
     let process = Process::start(&world, &views, 1, &[&listen]);
-    gauge_shows(port, "refused", 1).await;
-    gauge_shows(port, "parked", 1).await;
+    gauge_shows(address, "refused", 1).await;
+    gauge_shows(address, "parked", 1).await;
 
     let id = world.text("select min(id) from cdc_dead_letter").await;
     dead_letters(&world, &["drop", &id]).await.unwrap();
-    gauge_shows(port, "refused", 0).await;
-    gauge_shows(port, "parked", 0).await;
+    gauge_shows(address, "refused", 0).await;
+    gauge_shows(address, "parked", 0).await;
     process.kill();
 }

@@ -1,9 +1,11 @@
 //! The view database goes away or falls silent, and comes back.
 
-use crate::harness::consumer::{Consumer, Process};
+use std::net::SocketAddr;
+
+use crate::harness::consumer::{Consumer, Process, free_address, metrics};
 use crate::harness::feed::Feed;
 use crate::harness::proxy::{Mode, Proxy};
-use crate::harness::source::{Users, user_feed, user_fields, user_views};
+use crate::harness::source::{Users, user_feed, user_views, wider_user_feed};
 use crate::harness::{SOON, World, wait_until};
 use crate::replay::offsets_reset;
 
@@ -22,12 +24,7 @@ async fn a_reset_is_noticed_without_a_record_after_the_connections_were_lost() {
     let world = World::new().await;
     let feed = user_feed(&world, 1).await;
     let (consumer, _proxy) = at_rest(&world, &feed, &mut Users::default()).await;
-    world
-        .sql(
-            "select pg_terminate_backend(pid) from pg_stat_activity
-             where datname = current_database() and usename = 'cdc_consumer'",
-        )
-        .await;
+    world.end_sessions().await;
     offsets_reset(&world, &["--topic", &feed.topic, "--execute"]).await.expect("a reset");
     consumer.counted(40).await;
     consumer.ready().await;
@@ -94,12 +91,7 @@ async fn a_schema_that_comes_while_the_database_is_silent_holds_nobody_up() {
     let feed = user_feed(&world, 1).await;
     let mut users = Users::default();
     let (consumer, proxy) = at_rest(&world, &feed, &mut users).await;
-    let mut fields = user_fields();
-    fields
-        .as_array_mut()
-        .expect("fields")
-        .push(serde_json::json!({"name": "phone", "type": ["null", "string"], "default": null}));
-    let wider = Feed::on(&world, &feed.topic, &fields, &["id"]).await;
+    let wider = wider_user_feed(&world, &feed.topic).await;
     proxy.silence();
     wider.send(&world, &users.puts(5..=25)).await;
     world.shows("user_view", &users.as_view()).await;
@@ -143,8 +135,7 @@ async fn lag_of_partitions_that_a_consumer_no_longer_owns_is_not_zero() {
     let views = user_views(&feed.topic);
     let mut users = Users::default();
     let proxy = Proxy::to(&world.database_address()).await;
-    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
-    let address = port.expect("a free port");
+    let address = free_address();
     let listen = format!("--consumer-listen={address}");
     let options = [proxy.database_flag(&world), listen];
     let process = Process::start(&world, &views, 1, &[&options[0], &options[1]]);
@@ -160,12 +151,10 @@ async fn lag_of_partitions_that_a_consumer_no_longer_owns_is_not_zero() {
 }
 
 /// Waits until `/metrics` says this of both partitions.
-async fn shows_lags(address: std::net::SocketAddr, lag: &str) {
+async fn shows_lags(address: SocketAddr, lag: &str) {
     wait_until(&format!("lags of {lag}"), SOON, || async {
-        let url = format!("http://{address}/metrics");
-        let answer = reqwest::get(url).await.map_err(|error| error.to_string())?;
-        let text = answer.text().await.expect("text");
-        let series = text.lines().filter(|line| line.starts_with("cdc_lag_records{"));
+        let metrics = metrics(address).await?;
+        let series = metrics.lines().filter(|line| line.starts_with("cdc_lag_records{"));
         let lags: Vec<_> = series.filter_map(|line| line.rsplit(' ').next()).collect();
         if lags == [lag, lag] { Ok(()) } else { Err(format!("{lags:?}")) }
     })

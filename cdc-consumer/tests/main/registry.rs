@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::harness::consumer::{Consumer, total};
 use crate::harness::feed::Feed;
 use crate::harness::proxy::{Mode, Proxy};
-use crate::harness::source::{Users, user_feed, user_fields, user_views};
+use crate::harness::source::{Users, user_feed, user_fields, user_views, wider_user_feed};
 use crate::harness::{SOON, World, wait_until};
 use crate::replay::offsets_reset;
 
@@ -34,12 +34,7 @@ async fn records_of_a_new_schema_wait_for_a_registry_that_is_away() {
     world.shows("user_view", &users.as_view()).await;
 
     // A nullable column was added at the source: a schema id never seen.
-    let mut fields = user_fields();
-    fields
-        .as_array_mut()
-        .expect("fields")
-        .push(serde_json::json!({"name": "phone", "type": ["null", "string"], "default": null}));
-    let wider = Feed::on(&world, &feed.topic, &fields, &["id"]).await;
+    let wider = wider_user_feed(&world, &feed.topic).await;
     assert_ne!(wider.value.id, feed.value.id);
     wider.send(&world, &users.puts(5..=15)).await;
     consumer.complains("registry").await;

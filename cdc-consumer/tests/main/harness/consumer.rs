@@ -1,6 +1,7 @@
 //! Consumers under test: in this process, or as a process of their own that can be stopped and killed.
 
 use std::fs::File;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, OnceLock};
@@ -119,6 +120,19 @@ impl Drop for Consumer {
     fn drop(&mut self) {
         self.shutdown.cancel();
     }
+}
+
+/// An address where nobody listens yet, for `--consumer-listen`.
+pub(crate) fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    listener.expect("a free port")
+}
+
+/// What the consumer that listens there says of itself.
+pub(crate) async fn metrics(address: SocketAddr) -> Result<String, String> {
+    let asked = reqwest::get(format!("http://{address}/metrics")).await;
+    let answer = asked.map_err(|error| error.to_string())?;
+    answer.text().await.map_err(|error| error.to_string())
 }
 
 /// All records counted, by where they ended.

@@ -37,6 +37,15 @@ impl World {
         read.await.unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
+    /// Ends the consumers' connections.
+    pub(crate) async fn end_sessions(&self) {
+        self.sql(
+            "select pg_terminate_backend(pid) from pg_stat_activity
+             where datname = current_database() and usename = 'cdc_consumer'",
+        )
+        .await;
+    }
+
     /// Waits until a session of the consumer's role does something that `condition` (on `pg_stat_activity`)
     /// describes.
     pub(crate) async fn session_shows(&self, condition: &str) {

@@ -27,6 +27,14 @@ pub(crate) async fn user_feed(world: &World, partitions: i32) -> Feed {
     Feed::new(world, partitions, &user_fields(), &["id"]).await
 }
 
+/// The same topic after a nullable column was added at the source: a schema of its own.
+pub(crate) async fn wider_user_feed(world: &World, topic: &str) -> Feed {
+    let mut fields = user_fields();
+    let phone = json!({"name": "phone", "type": ["null", "string"], "default": null});
+    fields.as_array_mut().expect("fields").push(phone);
+    Feed::on(world, topic, &fields, &["id"]).await
+}
+
 /// The declaration of `user_view` for a topic.
 pub(crate) fn user_views(topic: &str) -> String {
     format!("[[view]]\ntopic = '{topic}'\ntable = 'user_view'\nkey = {{ id = 'user_id' }}\n")
