@@ -11,8 +11,8 @@ use devstack::addresses::{
 };
 use devstack::{CONSUMERS_MAX, Service, Stack};
 use serde_json::{Value, json};
-use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
+use sqlx::{PgConnection, PgPool};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::fault::{CONSUMERS, EXTRA_CONSUMER};
@@ -163,10 +163,9 @@ impl Field {
         }
     }
 
-    /// The number of the views that readers see now, as text.
+    /// See [`generation`].
     pub(crate) async fn generation(&self) -> Result<String, sqlx::Error> {
-        let current = "select current::text from public.cdc_generation";
-        sqlx::query_scalar(current).fetch_one(&self.post_db).await
+        generation(&mut *self.post_db.acquire().await?).await
     }
 
     /// Records this consumer's process has brought to an end, by its status page.
@@ -226,6 +225,12 @@ impl Field {
     async fn connector(&self, name: &str) -> anyhow::Result<Value> {
         self.get(&format!("http://{HOST}:{CONNECT_PORT}/connectors/{name}/status")).await
     }
+}
+
+/// The number of the views that readers see now, as text.
+pub(crate) async fn generation(db: &mut PgConnection) -> Result<String, sqlx::Error> {
+    let current = "select current::text from public.cdc_generation";
+    sqlx::query_scalar(current).fetch_one(db).await
 }
 
 fn said(answer: anyhow::Result<Value>) -> Value {

@@ -11,7 +11,7 @@ use sqlx::{Connection, PgConnection};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use crate::field::Field;
+use crate::field::{Field, generation};
 use crate::history::Anomaly;
 use crate::watch::{Memory, Shown};
 
@@ -163,11 +163,6 @@ pub(crate) async fn dead_letters(db: &mut PgConnection) -> Result<BTreeSet<Strin
         Err(_) if generation(db).await? != before => Ok(BTreeSet::new()),
         Err(error) => Err(error),
     }
-}
-
-/// The number of the views that readers see now.
-async fn generation(db: &mut PgConnection) -> Result<i32, sqlx::Error> {
-    sqlx::query_scalar("select current from public.cdc_generation").fetch_one(db).await
 }
 
 /// Departments whose counts are not what counting gives. One statement sees one moment, and in
