@@ -2,13 +2,13 @@
 //!
 //! The other side is what pgbench would do: as many connections, each with one prepared statement about
 //! one row or page. The service may answer several requests with one of its statements. Both sides take
-//! turns; an answer that is no success ends the run.
+//! turns, each the first every second time; an answer that is no success ends the run.
 
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use devstack::Step;
 use devstack::addresses::{POST_API_PORT, POST_DATABASE, USER_API_PORT, USER_DATABASE};
@@ -16,9 +16,11 @@ use rand::RngExt;
 use serde::Serialize;
 use serde_json::json;
 use sqlx::PgConnection;
+use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
 use crate::cli::ApiOptions;
+use crate::drain::in_turn;
 use crate::figures::{Spread, float};
 use crate::http_client::HttpClient;
 use crate::interrupt::unless_interrupted;
@@ -164,10 +166,14 @@ impl Bench<'_> {
     ) -> anyhow::Result<Figure> {
         self.step.message(format!("{operation:?}, {clients} at once"));
         let (mut requests, mut statements) = (Vec::new(), Vec::new());
-        for _ in 0..self.repeat {
-            let drive = |side| drive(side, operation, clients, self.duration, &self.keys);
-            requests.push(drive(Side::Service).await?);
-            statements.push(drive(Side::Statement).await?);
+        for round in 0..self.repeat {
+            for side in in_turn(&[Side::Service, Side::Statement], round) {
+                let rate = drive(side, operation, clients, self.duration, &self.keys).await?;
+                match side {
+                    Side::Service => requests.push(rate),
+                    Side::Statement => statements.push(rate),
+                }
+            }
         }
         Ok(Figure {
             operation,
@@ -180,7 +186,8 @@ impl Bench<'_> {
     }
 }
 
-/// How often a second, by so many clients side by side.
+/// How often a second, by so many clients side by side. The clock starts when each of them is connected and
+/// was answered once: a session of the database takes longer to begin than a connection to a service.
 async fn drive(
     side: Side,
     operation: Operation,
@@ -190,100 +197,146 @@ async fn drive(
 ) -> anyhow::Result<f64> {
     let mut tasks = JoinSet::new();
     let run: u64 = rand::random();
-    let started = Instant::now();
+    let ready = Arc::new(Barrier::new(clients + 1));
     for client in 0..clients {
-        let (keys, prefix) = (keys.clone(), format!("api-{run:016x}-{client}"));
-        let end = started + duration;
-        match side {
-            Side::Service => tasks.spawn(request(operation, keys, prefix, end)),
-            Side::Statement => tasks.spawn(state(operation, keys, prefix, end)),
-        };
+        let (keys, ready) = (keys.clone(), Arc::clone(&ready));
+        let prefix = format!("api-{run:016x}-{client}");
+        tasks.spawn(async move {
+            let mut caller = Caller::connect(side, operation, keys, prefix).await?;
+            caller.call(0).await?;
+            ready.wait().await;
+            let begun = Instant::now();
+            let mut count = 0;
+            while begun.elapsed() < duration {
+                count += 1;
+                caller.call(count).await?;
+            }
+            anyhow::Ok((begun, count))
+        });
     }
+    tokio::select! {
+        biased;
+        _ = ready.wait() => {}
+        // Only by an error, and the others would wait for it.
+        Some(done) = tasks.join_next() => {
+            done??;
+            bail!("a client ended before all were connected");
+        }
+    }
+    // The clients may go on before this does.
+    let mut started = Instant::now();
     let mut count = 0;
     while let Some(done) = tasks.join_next().await {
-        count += done??;
+        let (begun, calls) = done??;
+        started = started.min(begun);
+        count += calls;
     }
     Ok(float(count) / started.elapsed().as_secs_f64())
 }
 
-/// One caller of the service, over a connection of its own.
-async fn request(
+/// One client, over a connection of its own.
+struct Caller {
+    connection: Connection,
     operation: Operation,
     keys: Keys,
+    /// Of what it writes.
     prefix: String,
-    end: Instant,
-) -> anyhow::Result<u64> {
-    let port = match operation {
-        Operation::CreateUser | Operation::ReadUser | Operation::ListUsers => USER_API_PORT,
-        Operation::ReadPostWithAuthor => POST_API_PORT,
-    };
-    let mut client = HttpClient::connect(port).await?;
-    let mut count = 0;
-    while Instant::now() < end {
-        match operation {
-            Operation::CreateUser => {
-                let user = json!({
-                    "name": "홍길동", "email": format!("{prefix}-{count}@example.com"),
-                    "department": "개발팀", "status": "ACTIVE",
-                });
-                client.post("/api/users", &user).await?
-            }
-            Operation::ReadUser => client.get(&format!("/api/users/{}", any(&keys.users))).await?,
-            Operation::ListUsers => {
-                client.get(&format!("/api/users?after={}", any(&keys.users))).await?
-            }
-            Operation::ReadPostWithAuthor => {
-                client.get(&format!("/api/posts/{}", any(&keys.posts))).await?
-            }
-        };
-        count += 1;
-    }
-    Ok(count)
 }
 
-/// One connection that runs the service's statement.
-async fn state(
+enum Connection {
+    Service(HttpClient),
+    /// And the service's statement.
+    Database(Box<PgConnection>, Arc<str>),
+}
+
+impl Caller {
+    async fn connect(
+        side: Side,
+        operation: Operation,
+        keys: Keys,
+        prefix: String,
+    ) -> anyhow::Result<Self> {
+        let (port, database) = match operation {
+            Operation::CreateUser | Operation::ReadUser | Operation::ListUsers => {
+                (USER_API_PORT, USER_DATABASE)
+            }
+            Operation::ReadPostWithAuthor => (POST_API_PORT, POST_DATABASE),
+        };
+        let connection = match side {
+            Side::Service => Connection::Service(HttpClient::connect(port).await?),
+            Side::Statement => {
+                Connection::Database(Box::new(admin(database).await?), statement(operation).into())
+            }
+        };
+        Ok(Self { connection, operation, keys, prefix })
+    }
+
+    async fn call(&mut self, count: u64) -> anyhow::Result<()> {
+        match &mut self.connection {
+            Connection::Service(client) => {
+                request(client, self.operation, &self.keys, &self.prefix, count).await
+            }
+            Connection::Database(db, sql) => {
+                let query = sqlx::query(sql);
+                let query = match self.operation {
+                    Operation::CreateUser => {
+                        query.bind(format!("{}-{count}@example.org", self.prefix))
+                    }
+                    Operation::ReadUser | Operation::ListUsers => query.bind(any(&self.keys.users)),
+                    Operation::ReadPostWithAuthor => query.bind(any(&self.keys.posts)),
+                };
+                query.fetch_all(&mut **db).await?;
+                Ok(())
+            }
+        }
+    }
+}
+
+async fn request(
+    client: &mut HttpClient,
     operation: Operation,
-    keys: Keys,
-    prefix: String,
-    end: Instant,
-) -> anyhow::Result<u64> {
+    keys: &Keys,
+    prefix: &str,
+    count: u64,
+) -> anyhow::Result<()> {
+    match operation {
+        Operation::CreateUser => {
+            let user = json!({
+                "name": "홍길동", "email": format!("{prefix}-{count}@example.com"),
+                "department": "개발팀", "status": "ACTIVE",
+            });
+            client.post("/api/users", &user).await?
+        }
+        Operation::ReadUser => client.get(&format!("/api/users/{}", any(&keys.users))).await?,
+        Operation::ListUsers => {
+            client.get(&format!("/api/users?after={}", any(&keys.users))).await?
+        }
+        Operation::ReadPostWithAuthor => {
+            client.get(&format!("/api/posts/{}", any(&keys.posts))).await?
+        }
+    };
+    Ok(())
+}
+
+/// What the service runs.
+fn statement(operation: Operation) -> String {
     const USER: &str = "id, name, email, department, status, created_at, updated_at, version";
-    let (database, sql) = match operation {
-        Operation::CreateUser => (
-            USER_DATABASE,
-            format!(
-                "insert into users (name, email, department, status)
-                 values ('홍길동', $1, '개발팀', 'ACTIVE') returning {USER}"
-            ),
+    match operation {
+        Operation::CreateUser => format!(
+            "insert into users (name, email, department, status)
+             values ('홍길동', $1, '개발팀', 'ACTIVE') returning {USER}"
         ),
-        Operation::ReadUser => (USER_DATABASE, format!("select {USER} from users where id = $1")),
-        Operation::ListUsers => (
-            USER_DATABASE,
-            format!("select {USER} from users where id > $1 order by id limit {PAGE_ROWS}"),
-        ),
-        Operation::ReadPostWithAuthor => (
-            POST_DATABASE,
+        Operation::ReadUser => format!("select {USER} from users where id = $1"),
+        Operation::ListUsers => {
+            format!("select {USER} from users where id > $1 order by id limit {PAGE_ROWS}")
+        }
+        Operation::ReadPostWithAuthor => {
             "select p.id, p.title, p.content, p.author_id, p.created_at, p.updated_at, p.version,
                  u.user_id, u.name, u.email, u.department, u.status
              from posts p left join user_view u on u.user_id = p.author_id where p.id = $1"
-                .to_owned(),
-        ),
-    };
-    let sql: Arc<str> = sql.into();
-    let mut db = admin(database).await?;
-    let mut count = 0;
-    while Instant::now() < end {
-        let query = sqlx::query(&sql);
-        let query = match operation {
-            Operation::CreateUser => query.bind(format!("{prefix}-{count}@example.org")),
-            Operation::ReadUser | Operation::ListUsers => query.bind(any(&keys.users)),
-            Operation::ReadPostWithAuthor => query.bind(any(&keys.posts)),
-        };
-        query.fetch_all(&mut db).await?;
-        count += 1;
+                .to_owned()
+        }
     }
-    Ok(count)
 }
 
 fn any(keys: &[i64]) -> i64 {

@@ -96,7 +96,7 @@ pub(crate) struct Run {
     pub(crate) start_seconds: f64,
     /// From its first visible row to its last.
     pub(crate) seconds: f64,
-    /// Changes (of COPY: rows) in that time, a second: all but the share of the rows there were first.
+    /// Changes (of COPY: rows) in that time, a second: all but those that led to the first rows.
     pub(crate) per_second: f64,
     /// Processor time of the process that applies, from its start (of the sink: from the connector's).
     pub(crate) cpu_micros_per_event: Option<f64>,
@@ -149,8 +149,8 @@ impl Field<'_> {
             _ => self.target.filled.changes,
         };
         let seconds = times.last_row.saturating_sub(times.first_row).as_secs_f64();
-        // The rows of a first batch were written before the clock began, few or many.
-        let timed = 1.0 - float(times.first_rows) / float(difference.rows.max(1));
+        // What led to the first rows was applied before the clock began, little or much.
+        let timed = 1.0 - times.first_share;
         let run = Run {
             contestant,
             round,
@@ -268,7 +268,7 @@ async fn replayed(replay: Option<Replay>, depth: Depth) -> anyhow::Result<Report
 /// Without a start worth mentioning: connections are open, batches and rows in memory.
 fn timed(time: Duration, cpu_micros: Option<u64>) -> Report {
     Report {
-        times: Times { first_row: Duration::ZERO, first_rows: 0, last_row: time },
+        times: Times { first_row: Duration::ZERO, first_share: 0.0, last_row: time },
         cpu_micros,
         peak_kib: None,
     }

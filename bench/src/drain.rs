@@ -134,8 +134,8 @@ pub(crate) async fn run(options: &DrainOptions) -> anyhow::Result<ExitCode> {
 }
 
 /// Every second round the other way round: what one leaves behind is not always the same one's to bear.
-fn in_turn(contestants: &[Contestant], round: u32) -> Vec<Contestant> {
-    let mut turn = contestants.to_vec();
+pub(crate) fn in_turn<T: Copy>(sides: &[T], round: u32) -> Vec<T> {
+    let mut turn = sides.to_vec();
     if !round.is_multiple_of(2) {
         turn.reverse();
     }

@@ -12,6 +12,7 @@ use migrate::{Generation, Passwords};
 use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
+use crate::figures::float;
 use crate::jdbc;
 use crate::servers::{admin, execute};
 use crate::source::{self, Filled};
@@ -19,6 +20,9 @@ use crate::source::{self, Filled};
 pub(crate) const DATABASE: &str = "bench_views";
 /// How often it is looked whether everything is visible.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// The changes that led to the rows of a table: a row begins with version 1, and each update raises it.
+/// Those of deleted rows are missing, now as at the end.
+const CHANGES: &str = "coalesce(sum(version), 0)::bigint";
 /// Rows that an error message shows.
 const SAMPLES: usize = 3;
 
@@ -167,21 +171,25 @@ impl Target {
         let started = std::time::Instant::now();
         let mut db = self.db().await?;
         let (name, key) = (table.name(), table.key());
-        let rows: Arc<str> = format!("select count(*) from {name}").into();
+        let changes: Arc<str> = format!("select {CHANGES} from {name}").into();
         let last: Arc<str> = format!("select count(*) from {name} where {key} = any ($1)").into();
         let keys = &self.filled.last_keys;
         let mut first = None;
         for round in 0_u64.. {
             if first.is_none() {
                 let looked = started.elapsed();
-                let found: i64 = sqlx::query_scalar(&rows).fetch_one(&mut db).await?;
+                let found: i64 = sqlx::query_scalar(&changes).fetch_one(&mut db).await?;
                 first = (found > 0).then_some((looked, found.unsigned_abs()));
             }
-            if let Some((first_row, first_rows)) = first {
+            if let Some((first_row, first_changes)) = first {
                 let query = sqlx::query_scalar(&last).bind(keys);
                 let found: i64 = query.fetch_one(&mut db).await?;
                 if usize::try_from(found) == Ok(keys.len()) {
-                    return Ok(Times { first_row, first_rows, last_row: started.elapsed() });
+                    let last_row = started.elapsed();
+                    let all = format!("select {CHANGES} from public.expected");
+                    let all: i64 = sqlx::query_scalar(&all).fetch_one(&mut db).await?;
+                    let first_share = float(first_changes) / float(all.unsigned_abs().max(1));
+                    return Ok(Times { first_row, first_share, last_row });
                 }
             }
             if round.is_multiple_of(50) {
@@ -244,11 +252,12 @@ impl Target {
     }
 }
 
-/// When, after the start, the table had its first rows, how many, and when it had its last.
+/// When, after the start, the table had its first rows, and when it had its last.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Times {
     pub(crate) first_row: Duration,
-    pub(crate) first_rows: u64,
+    /// Of all changes, those that had led to the first rows.
+    pub(crate) first_share: f64,
     pub(crate) last_row: Duration,
 }
 
