@@ -26,6 +26,8 @@ pub struct Refused {
     pub record_key: Option<Vec<u8>>,
     pub record_value: Option<Vec<u8>>,
     pub schema_id: Option<u32>,
+    /// The row of an incremental snapshot that it may stand behind.
+    pub chunk_lsn: Option<i64>,
     pub error: String,
 }
 
@@ -153,6 +155,7 @@ mod tests {
                 record_key: Some(vec![1]),
                 record_value: None,
                 schema_id: None,
+                chunk_lsn: None,
                 error: String::new(),
             });
             let view = &mut batch.views[0];

@@ -13,7 +13,7 @@ use crate::cli::{DeadLetterChoice, DeadLetterSettings, DeadLettersCommand, Retry
 use crate::config::DatabaseSettings;
 use crate::database::{Database, Generation, Place};
 use crate::decode::{Decoded, Decoder, Record, View};
-use crate::offsets::{Lineage, Partition, Progress};
+use crate::offsets::{ChunkRow, Lineage, Partition, Progress};
 use crate::pipeline;
 use crate::refetch::RecordFetcher;
 use crate::registry::Registry;
@@ -31,6 +31,8 @@ struct DeadLetter {
     /// When it was kept aside, as PostgreSQL writes it.
     quarantined_at: String,
     #[serde(skip)]
+    chunk_lsn: Option<i64>,
+    #[serde(skip)]
     key_text: Option<String>,
     #[serde(skip)]
     record_key: Option<Vec<u8>>,
@@ -41,7 +43,7 @@ struct DeadLetter {
 /// What a [`DeadLetter`] is read from.
 const COLUMNS: &str = "
     id, view_name, topic, partition, record_offset, reason, error, schema_id,
-    quarantined_at::text as quarantined_at, key_text, record_key, record_value";
+    quarantined_at::text as quarantined_at, chunk_lsn, key_text, record_key, record_value";
 
 /// Letters of one key; see [`of_key`].
 const OF_KEY: &str = "id = $1 or (view_name = $2 and key_text = $3)";
@@ -223,6 +225,7 @@ fn decode(
     Ok(decoder.decode(&record, &partition, progress, batch)?)
 }
 
+/// What the partition knows of the source's lives today, and what was overtaken when the record was read.
 async fn lineage(connection: &mut PgConnection, letter: &DeadLetter) -> anyhow::Result<Lineage> {
     let stored: Option<(String, String)> = sqlx::query_as(
         "select source_epochs::text, source_snapshots::text from cdc_offset
@@ -236,6 +239,7 @@ async fn lineage(connection: &mut PgConnection, letter: &DeadLetter) -> anyhow::
     Ok(Lineage {
         starts: serde_json::from_str(&starts)?,
         snapshots: serde_json::from_str(&snapshots)?,
+        chunk: letter.chunk_lsn.map(|lsn| ChunkRow { offset: -1, lsn }),
         ..Lineage::default()
     })
 }

@@ -363,7 +363,9 @@ impl Decoder {
         error: &RecordError,
         batch: &mut Batch,
     ) {
+        let claim = batch.claims.iter().find(|claim| claim.partition == *partition);
         batch.refuse(Refused {
+            chunk_lsn: claim.and_then(|claim| claim.lineage.chunk_before(record.offset)),
             view,
             partition: partition.clone(),
             offset: record.offset,

@@ -65,9 +65,17 @@ pub struct SourcePosition {
     pub lsn: i64,
 }
 
+/// LSNs are multiples of it (MAXALIGN of PostgreSQL's log records).
+const LSN_STEP: i64 = 8;
+
 impl SourcePosition {
     /// Below every change: a bound nothing is under.
     pub const BELOW_ALL: Self = Self { epoch: -1, lsn: 0 };
+
+    /// The LSN of the snapshot's row that this stands right behind, if it does.
+    pub fn overtaken(self) -> Option<i64> {
+        (self.lsn % LSN_STEP == 1).then_some(self.lsn - 1)
+    }
 }
 
 /// What a partition's owner knows of it. Read from the database on acquisition, then advanced record by
@@ -146,8 +154,8 @@ impl Lineage {
     }
 
     /// Where a change stands. Written before a snapshot and committed after it, it is not in the snapshot:
-    /// its LSN is lower, yet it is newer, and it stands right behind the snapshot. Real LSNs are multiples
-    /// of 8, so no other change stands there.
+    /// its LSN is lower, yet it is newer, and it stands right behind the snapshot. No other change stands there:
+    /// see [`LSN_STEP`].
     fn position_of(
         &self,
         offset: i64,
@@ -158,13 +166,18 @@ impl Lineage {
         let mut position = SourcePosition { epoch: self.epoch_at(offset), lsn };
         if origin == Origin::Streaming {
             let snapshot = self.snapshots.range(..=offset).next_back().map(|(_, &lsn)| lsn);
-            let chunk = self.chunk.filter(|chunk| chunk.offset < offset && lsn < chunk.lsn);
+            let chunk = self.chunk_before(offset).filter(|chunk| lsn < *chunk);
             // What the connector sends again was committed before the chunk was read, and is in it.
-            let chunk = chunk.filter(|chunk| last_commit().is_some_and(|last| last >= chunk.lsn));
-            let overtaken = snapshot.max(chunk.map(|chunk| chunk.lsn)).filter(|it| lsn < *it);
+            let chunk = chunk.filter(|chunk| last_commit().is_some_and(|last| last >= *chunk));
+            let overtaken = snapshot.max(chunk).filter(|it| lsn < *it);
             position.lsn = overtaken.map_or(lsn, |overtaken| overtaken + 1);
         }
         position
+    }
+
+    /// The LSN of the row of an incremental snapshot that was read last, if that was before `offset`.
+    pub fn chunk_before(&self, offset: i64) -> Option<i64> {
+        self.chunk.filter(|chunk| chunk.offset < offset).map(|chunk| chunk.lsn)
     }
 
     /// The LSN of the newest snapshot.

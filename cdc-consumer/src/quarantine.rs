@@ -48,6 +48,7 @@ pub struct Fault {
     claim: usize,
     offset: i64,
     key_text: String,
+    chunk_lsn: Option<i64>,
     reason: Reason,
     error: String,
 }
@@ -82,8 +83,15 @@ impl Fault {
     }
 
     fn new(view: usize, batch: &ViewBatch, entry: &Entry, reason: Reason, error: String) -> Self {
-        let key_text = batch.key_text(entry);
-        Self { view, claim: entry.claim, offset: entry.offset, key_text, reason, error }
+        Self {
+            view,
+            claim: entry.claim,
+            offset: entry.offset,
+            key_text: batch.key_text(entry),
+            chunk_lsn: entry.position.overtaken(),
+            reason,
+            error,
+        }
     }
 }
 
@@ -196,6 +204,7 @@ pub async fn store(
             record_key,
             record_value,
             schema_id,
+            chunk_lsn: fault.chunk_lsn,
             error: fault.error,
         };
         insert(tx, target, &refused, fault.reason).await?;
@@ -242,8 +251,8 @@ async fn insert(
     sqlx::query(
         "insert into cdc_dead_letter
              (view_name, topic, partition, record_offset, key_text, record_key, record_value,
-              schema_id, reason, error)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+              schema_id, chunk_lsn, reason, error)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
          on conflict (topic, partition, record_offset) do nothing",
     )
     .bind(target.tables.get(refused.view))
@@ -254,6 +263,7 @@ async fn insert(
     .bind(&refused.record_key)
     .bind(&refused.record_value)
     .bind(refused.schema_id.map(i64::from))
+    .bind(refused.chunk_lsn)
     .bind(reason.as_str())
     .bind(&refused.error)
     .execute(&mut **tx)

@@ -95,6 +95,34 @@ async fn a_retried_dead_letter_becomes_its_row_with_all_that_waited_behind_it() 
     consumer.stop().await;
 }
 
+/// One is refused by PostgreSQL, one by the decoder, which would see PostgreSQL cut it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retried_change_that_an_incremental_snapshot_missed_is_as_new_as_it_was() {
+    let (world, feed, views, consumer) = notes().await;
+    let late = ["too long", "cut    "];
+    let read = |lsn, id| Event { snapshot: "incremental", ..Event::new("r", lsn, note(id, "old")) };
+    for id in 1..=3 {
+        feed.send(&world, &[Event::new("c", 8 * id, note(id, "old"))]).await;
+    }
+    // Both were open when the rows were read, and are committed behind them.
+    feed.send(&world, &[read(160, 1), read(160, 2)]).await;
+    for (id, title) in (1..).zip(late) {
+        let change = Event { last_commit: 168, ..Event::new("u", 88 + 8 * id, note(id, title)) };
+        feed.send(&world, &[change]).await;
+    }
+    feed.send(&world, &[read(400, 3)]).await;
+    world.drained(&feed.topic, 1).await;
+    assert_eq!(world.dead_letters().await.len(), 2);
+
+    widen(&world).await;
+    for _ in late {
+        retry(&world, &views).await.unwrap();
+    }
+    let [first, second] = late;
+    world.shows("note", &[note(1, first), note(2, second), note(3, "old")]).await;
+    consumer.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retry_with_no_row_to_keep_a_value_from_leaves_the_dead_letter() {
     let (world, feed, views, consumer) = notes().await;
