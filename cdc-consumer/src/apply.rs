@@ -170,7 +170,7 @@ pub async fn apply(
 /// changes were stale was in the lost answer; they count as applied.
 pub fn settled(batch: &Batch) -> Applied {
     let outcomes = batch.views.iter().enumerate().map(|(index, view)| Outcome {
-        applied: view.entries().len() as u64 + view.counts.truncations,
+        applied: (view.removals().count() + view.entries().len()) as u64 + view.counts.truncations,
         folded: view.counts.folded,
         stale: view.counts.stale,
         ignored: view.counts.ignored,

@@ -1,5 +1,6 @@
 //! The fold: the last change per key. Pure.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
@@ -78,6 +79,9 @@ pub struct ViewBatch {
     /// Hash of the key, index of its entry. Kept together, so that growing reads no key again.
     by_key: HashTable<(u64, u32)>,
     hasher: DefaultHashBuilder,
+    /// By the index of an upsert that has not all its values: what removed the row before it. Nothing of that
+    /// row may be kept.
+    removals: BTreeMap<usize, Entry>,
     /// Highest position of a TRUNCATE: rows below it go, whatever partition they came from.
     pub truncated_at: Option<SourcePosition>,
     /// The last row of a snapshot of the whole table was met.
@@ -104,6 +108,7 @@ impl ViewBatch {
             entries: Vec::new(),
             by_key: HashTable::new(),
             hasher: DefaultHashBuilder::default(),
+            removals: BTreeMap::new(),
             truncated_at: None,
             snapshot_end: None,
             counts: Counts::default(),
@@ -118,6 +123,7 @@ impl ViewBatch {
             entries,
             by_key,
             hasher: _,
+            removals,
             truncated_at,
             snapshot_end,
             counts,
@@ -125,12 +131,18 @@ impl ViewBatch {
         rows.clear();
         entries.clear();
         by_key.clear();
+        removals.clear();
         (*truncated_at, *snapshot_end, *counts) = (None, None, Counts::default());
     }
 
-    /// The changes to make, one per key.
+    /// The last change of each key.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
+    }
+
+    /// The removals to make before them.
+    pub fn removals(&self) -> impl Iterator<Item = &Entry> {
+        self.removals.values()
     }
 
     /// The rows the entries point into.
@@ -180,12 +192,13 @@ impl ViewBatch {
     ) -> Result<Folded, E> {
         entry.row = self.rows.push(fill)?;
         let hash = hash_key(&self.hasher, &self.rows, self.key_width, entry.row);
-        let Self { by_key, rows, entries, key_width, .. } = self;
+        let Self { by_key, rows, entries, key_width, removals, .. } = self;
         let found = by_key.find(hash, |(known, index)| {
             let other = entries.get(*index as usize).filter(|_| *known == hash);
             other.is_some_and(|other| same_key(rows, *key_width, entry.row, other.row))
         });
-        let Some(older) = found.and_then(|(_, index)| entries.get_mut(*index as usize)) else {
+        let found = found.map(|(_, index)| *index as usize);
+        let Some((index, older)) = found.and_then(|it| Some((it, entries.get_mut(it)?))) else {
             let index = u32::try_from(entries.len()).expect("a batch has fewer than 2^32 changes");
             entries.push(entry);
             by_key.insert_unique(hash, (hash, index), |(hash, _)| *hash);
@@ -201,7 +214,7 @@ impl ViewBatch {
             // connector may send that very change again, and then it holds.
             older.action = Action::Delete;
             older.offset = entry.offset;
-            self.counts.folded += 1;
+            self.counts.folded += 1 + u64::from(removals.remove(&index).is_some());
             return Ok(Folded::Replaced);
         }
         if older.action != Action::Erase && entry.position < older.position {
@@ -213,8 +226,14 @@ impl ViewBatch {
             rows.inherit(entry.row, older.row);
         }
         entry.begins |= older.begins;
-        *older = entry;
-        self.counts.folded += 1;
+        let replaced = std::mem::replace(older, entry);
+        if entry.action != Action::Upsert || rows.complete(entry.row) {
+            self.counts.folded += 1 + u64::from(removals.remove(&index).is_some());
+        } else if replaced.action == Action::Upsert {
+            self.counts.folded += 1;
+        } else {
+            removals.insert(index, replaced);
+        }
         Ok(Folded::Replaced)
     }
 }
@@ -239,24 +258,32 @@ mod tests {
     use super::*;
     use crate::convert::Cell;
 
+    fn add(
+        view: &mut ViewBatch,
+        offset: i64,
+        (key, value, action, lsn): (&str, Option<&str>, Action, i64),
+    ) {
+        let text = |text: &str| {
+            let text = text.to_owned();
+            move |out: &mut String| {
+                out.push_str(&text);
+                Ok::<_, ()>(Cell::Text)
+            }
+        };
+        let position = SourcePosition { epoch: 0, lsn };
+        let entry = Entry { action, position, ..Entry::at(0, offset) };
+        let added = view.add(entry, |row| {
+            row.cell(0, text(key))?;
+            value.map_or(Ok(()), |value| row.cell(1, text(value)))
+        });
+        added.expect("infallible");
+    }
+
     /// Folds `(key, value, action, lsn)` and returns what is left, with the counts.
     fn fold(changes: &[(&str, Option<&str>, Action, i64)]) -> (Vec<String>, Counts) {
         let mut view = ViewBatch::new(1, 2);
-        for (offset, (key, value, action, lsn)) in (0..).zip(changes) {
-            let row_writer = |row: &mut RowWriter<'_>| {
-                let text = |text: &str| {
-                    let text = text.to_owned();
-                    move |out: &mut String| {
-                        out.push_str(&text);
-                        Ok::<_, ()>(Cell::Text)
-                    }
-                };
-                row.cell(0, text(key))?;
-                value.map_or(Ok(()), |value| row.cell(1, text(value)))
-            };
-            let position = SourcePosition { epoch: 0, lsn: *lsn };
-            let entry = Entry { action: *action, position, ..Entry::at(0, offset) };
-            view.add(entry, row_writer).expect("infallible");
+        for (offset, change) in (0..).zip(changes) {
+            add(&mut view, offset, *change);
         }
         let left = view.entries().iter().map(|entry| {
             let value = view.rows().cell(entry.row, 1);
@@ -330,6 +357,29 @@ mod tests {
             &[("1", None, Erase, 90), ("1", Some("b"), Upsert, 70)],
             &[r#"Upsert 1 Text("b") @70"#],
         );
+    }
+
+    #[test]
+    fn no_value_is_kept_from_a_row_that_was_removed_in_between() {
+        use Action::{Delete, Erase, Upsert};
+        let check = |changes: &[(&str, Option<&str>, Action, i64)], removals: &[(Action, i64)]| {
+            let mut view = ViewBatch::new(1, 2);
+            for &(key, value, action, lsn) in changes {
+                add(&mut view, 0, (key, value, action, lsn));
+            }
+            let left = view.removals().map(|entry| (entry.action, entry.position.lsn));
+            assert_eq!(left.collect::<Vec<_>>(), removals);
+            let ended = view.entries().len() + removals.len();
+            assert_eq!(view.counts.folded, (changes.len() - ended) as u64, "each ends once");
+        };
+        let (gone, kept) = (("1", None, Delete, 1), ("1", None, Upsert, 2));
+        check(&[gone, kept], &[(Delete, 1)]);
+        check(&[("1", Some("a"), Upsert, 0), gone, kept, ("1", None, Upsert, 3)], &[(Delete, 1)]);
+        check(&[("1", None, Erase, 1), kept], &[(Erase, 1)]);
+        check(&[gone, kept, ("1", Some("b"), Upsert, 3)], &[]);
+        check(&[gone, kept, ("1", None, Delete, 3)], &[]);
+        check(&[gone, kept, ("1", None, Erase, 3)], &[]);
+        check(&[gone, ("1", Some("b"), Upsert, 2)], &[]);
     }
 
     #[test]

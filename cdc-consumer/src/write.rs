@@ -87,7 +87,7 @@ impl<'a> ViewWork<'a> {
         let mut deletes = Vec::new();
         let mut upserts = Vec::new();
         let mut others: Vec<(Omitted, Vec<Entry>)> = Vec::new();
-        for entry in self.view.entries() {
+        for entry in self.view.removals().chain(self.view.entries()) {
             let partition = self.claims.get(entry.claim).map(|claim| &claim.partition);
             if let Some(fault) = parked.fault(self.index, self.view, entry, partition) {
                 self.faults.push(fault);

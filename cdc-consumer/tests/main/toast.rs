@@ -111,6 +111,33 @@ async fn a_value_not_sent_and_nowhere_to_keep_it_from_is_a_dead_letter() {
     assert_eq!((outcome.applied, outcome.quarantined), (1, 1), "{outcome:?}");
 }
 
+/// As by a change of the key, to one whose row was deleted in the same transaction.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_value_is_kept_from_a_row_that_was_deleted_in_the_same_batch() {
+    for batch in ["--batch-records-max=4000", "--batch-records-max=1"] {
+        let world = World::new().await;
+        let (feed, views) = documents(&world).await;
+        let consumer = Consumer::start(&world, &views, &[batch]);
+        feed.send(
+            &world,
+            &[Event::new("c", 8, full(1, "one")), Event::new("c", 16, full(2, "two"))],
+        )
+        .await;
+        world.drained(&feed.topic, 1).await;
+        consumer.stop().await;
+
+        let gone = Event::new("d", 24, json!({"id": 1}));
+        feed.send(&world, &[gone, Event::new("c", 32, kept(1, "three"))]).await;
+        let consumer = Consumer::start(&world, &views, &[batch]);
+        world.drained(&feed.topic, 1).await;
+        world.shows("document", &[shown(2, "two")]).await;
+        let letters = world.dead_letters().await;
+        assert!(letters.len() == 1 && letters[0].contains("did not send"), "{letters:?}");
+        let outcome = consumer.stop().await;
+        assert_eq!((outcome.applied, outcome.quarantined), (1, 1), "{batch}: {outcome:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_truncate_removes_what_was_before_it_in_every_partition() {
     let world = World::new().await;
