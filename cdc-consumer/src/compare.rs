@@ -14,6 +14,7 @@ use sqlx::{Connection, PgConnection, Row};
 
 use crate::catalog::Table;
 use crate::plan;
+use crate::room::Room;
 use crate::sql::quote;
 use crate::view::ViewSpec;
 
@@ -76,11 +77,13 @@ impl Side {
     }
 
     /// The source table, `name` as SQL writes it. Its values are read as the view's types where those are
-    /// PostgreSQL's own: `1.5` in a `numeric(10,2)` is `1.50`. `fields` are its names of the view's columns.
+    /// PostgreSQL's own: `1.5` in a `numeric(10,2)` is `1.50`. Not as a text of some length, which would cut what
+    /// the view may have cut. `fields` are its names of the view's columns.
     pub(crate) fn of_source(name: &str, table: &Table, fields: &[String]) -> Self {
         let column = |index: usize| {
             let field = quote(fields.get(index).map_or("", String::as_str));
             match table.column_type(index) {
+                Some(target) if Room::of(target).is_some() => format!("t.{field}::text"),
                 Some(target) if target.cast.starts_with("pg_catalog.") => {
                     format!("t.{field}::{}::text", target.name)
                 }
@@ -164,6 +167,7 @@ pub(crate) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, 
         ("intervalstyle", "postgres"),
         ("bytea_output", "hex"),
         ("extra_float_digits", "1"),
+        ("lc_monetary", "C"),
     ]);
     PgConnection::connect_with(&options).await
 }

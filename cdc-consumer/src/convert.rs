@@ -6,10 +6,11 @@
 
 use crate::avro::{AvroError, Reader};
 use crate::float::{write_float, write_float_text};
+use crate::room::Room;
 use crate::skip::Skip;
 use crate::temporal;
 use crate::text::{
-    ArrayPlaceholder, is_octal, write_array, write_bits, write_bytes, write_integer, write_iso,
+    ArrayPlaceholder, write_array, write_bits, write_bytes, write_integer, write_iso,
     write_json_pairs, write_numeric, write_numeric_text, write_pairs, write_point, write_text,
 };
 
@@ -55,8 +56,8 @@ pub enum ValueError {
          its content is not in the record"
     )]
     NestedArray,
-    #[error("text is longer than the {0} bytes that its column holds")]
-    Cut(usize),
+    #[error("text is longer than the {0} that its column holds")]
+    Cut(Room),
     #[error("JSON that is not an object of texts is no hstore")]
     NotPairs,
 }
@@ -112,10 +113,10 @@ pub enum Converter {
     /// hstore sent as a JSON object, which is Debezium's default.
     JsonPairs,
     Union(Vec<Converter>),
-    /// For a column of a type that holds so many bytes and cuts the rest.
+    /// For a column of a type that holds so much and cuts the rest.
     Short {
         item: Box<Converter>,
-        bytes_max: usize,
+        room: Room,
     },
 }
 
@@ -140,12 +141,11 @@ impl Converter {
                 return write_array(item, placeholder, reader, out);
             }
             Self::Pairs(item) => return write_pairs(item, reader, out),
-            Self::Short { item, bytes_max } => {
+            Self::Short { item, room } => {
                 let start = out.len();
                 let cell = item.write(reader, out)?;
-                let text = out.get(start..).unwrap_or_default();
-                let fits = cell != Cell::Text || text.len() <= *bytes_max || is_octal(text);
-                return if fits { Ok(cell) } else { Err(ValueError::Cut(*bytes_max)) };
+                let fits = cell != Cell::Text || room.holds(out.get(start..).unwrap_or_default());
+                return if fits { Ok(cell) } else { Err(ValueError::Cut(*room)) };
             }
             Self::JsonPairs => return write_json_pairs(reader.string()?, out),
             Self::Boolean => out.push(if reader.boolean()? { 't' } else { 'f' }),

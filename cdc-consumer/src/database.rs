@@ -59,6 +59,8 @@ impl Database {
         let options = options.application_name("cdc-consumer").options([
             ("idle_in_transaction_session_timeout", idle.as_str()),
             ("tcp_user_timeout", idle.as_str()),
+            // Debezium sends money with a point and two digits.
+            ("lc_monetary", "C"),
             // Compiling a plan costs more than any of our statements runs.
             ("jit", "off"),
             // Statements of the same shape again and again.

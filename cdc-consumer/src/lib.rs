@@ -16,6 +16,7 @@ pub mod float;
 pub mod kind;
 pub mod pairing;
 pub mod plan;
+pub mod room;
 pub mod schema;
 pub mod skip;
 pub mod temporal;

@@ -5,6 +5,7 @@
 
 use crate::convert::{Converter, PointField};
 use crate::kind::{Kind, PgType, is_text};
+use crate::room::Room;
 use crate::schema::{Node, Record, Semantic};
 use crate::skip::Skip;
 use crate::text::ArrayPlaceholder;
@@ -86,11 +87,9 @@ fn for_column(converter: Converter, kind: Kind, target: &PgType) -> Converter {
         (Kind::Text, "numeric") => Converter::NumericText,
         _ => converter,
     };
-    // PostgreSQL cuts what is longer, and says nothing.
-    match target.base.as_str() {
-        "name" => Converter::Short { item: Box::new(converter), bytes_max: 63 },
-        "char" => Converter::Short { item: Box::new(converter), bytes_max: 1 },
-        _ => converter,
+    match Room::of(target) {
+        Some(room) => Converter::Short { item: Box::new(converter), room },
+        None => converter,
     }
 }
 

@@ -38,6 +38,12 @@ pub enum PlanError {
     )]
     ColumnTwice { fields: [String; 2], table: String, column: String },
     #[error(
+        "field '{field}' would feed column {table}.{column}, which the consumer fills itself; map the field to \
+         another column in the views file ([view.columns]), or leave it out in the connector \
+         (column.exclude.list)"
+    )]
+    Reserved { field: String, table: String, column: String },
+    #[error(
         "the record key has no field for key column {table}.{column}; \
          map one in the views file (key = {{ field = \"{column}\" }})"
     )]
@@ -109,6 +115,10 @@ impl ValuePlan {
         let present = |field: &str| row_type.fields.iter().any(|other| other.name == field);
         let column_of = |field: &str| {
             let column = spec.column_of(field);
+            if table.reserves(column) {
+                let (table, column) = (table.name.clone(), column.to_owned());
+                return Err(PlanError::Reserved { field: field.to_owned(), table, column });
+            }
             let Some(index) = table.value_column(column) else {
                 if table.key_column(column).is_none() {
                     ignored_fields.push(field.to_owned());

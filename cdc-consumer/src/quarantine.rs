@@ -95,11 +95,13 @@ impl Fault {
     }
 }
 
-/// Whether an error of PostgreSQL is about the values of a row: a data exception (class 22) or a broken
-/// constraint (class 23). Everything else is about the database and would hit any row.
+/// Whether an error of PostgreSQL is about the values of a row: a data exception (class 22), a broken
+/// constraint (class 23), or one too large for an index, a page or its type (54000; 42622 of a name).
+/// Everything else is about the database and would hit any row.
 pub fn blames_values(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    code.is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+    let blames = |code: &str| ["22", "23", "54000", "42622"].iter().any(|it| code.starts_with(it));
+    code.is_some_and(|code| blames(&code))
 }
 
 /// Keys with open dead letters, and the oldest record of each in every partition.

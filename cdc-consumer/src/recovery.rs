@@ -139,6 +139,8 @@ fn of_catalog(error: &CatalogError) -> Recovery {
         CatalogError::NoTable { .. }
         | CatalogError::NoPrimaryKey(_)
         | CatalogError::NoEquality { .. }
+        | CatalogError::Nondeterministic { .. }
+        | CatalogError::Identity { .. }
         | CatalogError::NoColumn { .. }
         | CatalogError::NotPrepared { .. } => Recovery::Halt,
     }

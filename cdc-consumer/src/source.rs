@@ -59,6 +59,7 @@ pub(crate) fn client_config(settings: &KafkaSettings) -> ClientConfig {
         .set("bootstrap.servers", &settings.kafka_brokers)
         .set("security.protocol", &settings.kafka_security_protocol)
         .set("client.id", "cdc-consumer")
+        .set("check.crcs", "true") // a byte that changed on the way ends the session
         // A dead broker address is tried again soon, not after the default of up to 10 s.
         .set("reconnect.backoff.max.ms", "2000")
         .set_log_level(RDKafkaLogLevel::Warning);

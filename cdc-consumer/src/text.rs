@@ -149,7 +149,7 @@ pub(crate) fn write_iso(text: &str, out: &mut String) -> Result<Cell, ValueError
         Some((year.parse::<u32>().ok()?, rest))
     });
     if let Some((year, rest)) = signed {
-        put(out, format_args!("{:04}-{rest} BC", year + 1));
+        put(out, format_args!("{:04}-{rest} BC", year.saturating_add(1)));
     } else if let Some(rest) = text.strip_prefix("0000-") {
         put(out, format_args!("0001-{rest} BC"));
     } else {
@@ -223,12 +223,6 @@ fn is_java_array(text: &str) -> bool {
     let class = text.trim_start_matches('[');
     let known = class.starts_with("Ljava.") || class.starts_with("Lorg.postgresql.");
     known && class.len() < text.len() && class.contains(";@")
-}
-
-/// How PostgreSQL prints a `"char"` of a byte beyond ASCII: `\351`.
-pub(crate) fn is_octal(text: &str) -> bool {
-    let digits = text.strip_prefix('\\').map(str::as_bytes);
-    matches!(digits, Some([b'0'..=b'3', b'0'..=b'7', b'0'..=b'7']))
 }
 
 /// hstore out of a JSON object of texts.

@@ -48,7 +48,10 @@ async fn a_table_without_a_comparable_key_or_source_position_is_refused() {
             "create table keyless (id bigint); create table plain (id bigint primary key);
         create type size as enum ('S'); create domain shirt_size as size;
         create table shirts (id shirt_size primary key);
-        grant select on keyless, plain, shirts to cdc_consumer",
+        create collation careless (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+        create table names (id text collate careless primary key);
+        create table numbered (id bigint generated always as identity primary key);
+        grant select on keyless, plain, shirts, names, numbered to cdc_consumer",
         )
         .await;
     let feed = user_feed(&world, 1).await;
@@ -56,6 +59,8 @@ async fn a_table_without_a_comparable_key_or_source_position_is_refused() {
         ("keyless", "table keyless has no primary key"),
         ("plain", "call cdc_view('plain') in its migration"),
         ("shirts", "key column id of table shirts is of a domain over an enum"),
+        ("names", "key column id of table names has a nondeterministic collation"),
+        ("numbered", "column id of table numbered is generated always as identity"),
     ] {
         let views = format!("[[view]]\ntopic = '{}'\ntable = '{table}'\n", feed.topic);
         let error = Consumer::start(&world, &views, &[]).failure().await;
@@ -102,6 +107,20 @@ async fn a_column_no_field_feeds_is_named() {
     )
     .await;
     assert!(error.contains("no field feeds column thing.nickname"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_field_named_like_a_column_of_ours_is_named() {
+    let error = refused(
+        "create table thing (id bigint primary key, last_processed_at timestamptz)",
+        &id_and("last_processed_at", &json!("string")),
+        &["id"],
+        json!({"id": 1, "last_processed_at": "x"}),
+    )
+    .await;
+    let expected =
+        "field 'last_processed_at' would feed column thing.last_processed_at, which the consumer";
+    assert!(error.contains(expected), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

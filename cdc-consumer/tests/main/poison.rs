@@ -121,6 +121,45 @@ async fn a_value_that_does_not_fit_is_found_among_those_that_do() {
     assert_eq!((outcome.applied, outcome.quarantined), (197, 3), "{outcome:?}");
 }
 
+/// A table of columns that hold less than the source's, each in its own way: `code` cuts blanks, `word` would be
+/// cut by a cast, and what `tag` holds must fit its index.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn text_that_a_column_cannot_hold_whole_is_kept_aside() {
+    let world = World::new().await;
+    let create = "create domain word as varchar(5);
+        create table item (id bigint primary key, code varchar(5), word word, tag text);
+        create index on item (tag)";
+    world.view(create, "item").await;
+    let text = |name: &str| json!({"name": name, "type": "string"});
+    let fields = json!([{"name": "id", "type": "long"}, text("code"), text("word"), text("tag")]);
+    let feed = Feed::new(&world, 1, &fields, &["id"]).await;
+    let views = format!("[[view]]\ntopic = '{}'\ntable = 'item'\n", feed.topic);
+    let item = |id: i64, code: &str, word: &str, tag: &str| json!({"id": id, "code": code, "word": word, "tag": tag});
+    // No compression makes it fit.
+    let long: String = (0..600).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect();
+    let rows = [
+        item(1, "12345", "12345", "short"),
+        item(2, "12345  ", "a", "a"),
+        item(3, "a", "123456", "a"),
+        item(4, "a", "12345 ", "a"),
+        item(5, "a", "a", &long),
+        item(6, "한글한글 ", "한글한글한", "b"),
+    ];
+    let events: Vec<_> =
+        (1..).zip(&rows).map(|(lsn, row)| Event::new("c", 8 * lsn, row.clone())).collect();
+    feed.send(&world, &events).await;
+    let consumer = Consumer::start(&world, &views, &[]);
+    world.drained(&feed.topic, 1).await;
+    world.shows("item", &[rows[0].clone(), rows[5].clone()]).await;
+    let letters = world.dead_letters().await;
+    let refused = ["refused 2: ", "refused 3: ", "refused 4: ", "refused 5: "];
+    assert!(letters.len() == 4, "{letters:?}");
+    for start in refused {
+        assert!(letters.iter().any(|letter| letter.starts_with(start)), "{start} {letters:?}");
+    }
+    consumer.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_letter_read_again_stays_one_and_its_key_stays_parked() {
     let world = World::new().await;
