@@ -72,32 +72,60 @@ pub(crate) struct Side {
 impl Side {
     /// The view's table.
     pub(crate) fn of_view(table: &Table) -> Self {
-        let column = |index: usize| format!("t.{}::text", quote(table.column_name(index)));
-        Self::new(&quote(&table.name), table, column)
+        let name = |index: usize| format!("t.{}", quote(table.column_name(index)));
+        let key = |index: usize| {
+            let key_type = table.column_type(index).map_or("text", |target| &target.name);
+            (name(index), key_type.to_owned())
+        };
+        Self::new(&quote(&table.name), table, |index| format!("{}::text", name(index)), key)
     }
 
     /// The source table, `name` as SQL writes it. Its values are read as the view's types where those are
     /// PostgreSQL's own: `1.5` in a `numeric(10,2)` is `1.50`. Not as a text of some length, which would cut what
-    /// the view may have cut. `fields` are its names of the view's columns.
-    pub(crate) fn of_source(name: &str, table: &Table, fields: &[String]) -> Self {
+    /// the view may have cut. `fields` are what it has for the view's columns.
+    pub(crate) fn of_source(name: &str, table: &Table, fields: &[Field]) -> Self {
+        let field = |index: usize| fields.get(index).cloned().unwrap_or_default();
         let column = |index: usize| {
-            let field = quote(fields.get(index).map_or("", String::as_str));
+            let name = quote(&field(index).name);
             match table.column_type(index) {
-                Some(target) if Room::of(target).is_some() => format!("t.{field}::text"),
+                Some(target) if Room::of(target).is_some() => format!("t.{name}::text"),
                 Some(target) if target.cast.starts_with("pg_catalog.") => {
-                    format!("t.{field}::{}::text", target.name)
+                    format!("t.{name}::{}::text", target.name)
                 }
-                _ => format!("t.{field}::text"),
+                _ => format!("t.{name}::text"),
             }
         };
-        Self::new(name, table, column)
+        let key = |index: usize| {
+            let Field { name, type_name } = field(index);
+            let same = table.column_type(index).is_some_and(|target| target.name == type_name);
+            if same {
+                (format!("t.{}", quote(&name)), type_name)
+            } else {
+                (column(index), "text".to_owned())
+            }
+        };
+        Self::new(name, table, column, key)
     }
 
-    fn new(from: &str, table: &Table, column: impl Fn(usize) -> String) -> Self {
+    /// `column`: a column as the text that is compared. `key`: a key column, and the type it is looked up by; its
+    /// own wherever a key can be read as that, so that an index serves.
+    fn new(
+        from: &str,
+        table: &Table,
+        column: impl Fn(usize) -> String,
+        key: impl Fn(usize) -> (String, String),
+    ) -> Self {
         let keys: Vec<_> = table.key_columns().map(&column).collect();
         let all: Vec<_> = (0..table.width()).map(&column).collect();
         let ordered: Vec<_> = keys.iter().map(|key| format!("({key}) collate \"C\"")).collect();
         let arrays: Vec<_> = (1..=keys.len()).map(|number| format!("${number}::text[]")).collect();
+        let names: Vec<_> = (1..=keys.len()).map(|number| format!("k{number}")).collect();
+        let (found, types): (Vec<_>, Vec<_>) = table.key_columns().map(key).unzip();
+        let wanted: Vec<_> = names
+            .iter()
+            .zip(types)
+            .map(|(name, key_type)| format!("u.{name}::{key_type}"))
+            .collect();
         let read = format!(
             "select array[{}] as key, md5(row({})::text) as digest from {from} as t",
             keys.join(", "),
@@ -106,9 +134,11 @@ impl Side {
         Self {
             all: format!("{read} order by {}", ordered.join(", ")),
             some: format!(
-                "{read} where ({}) in (select * from unnest({}))",
-                keys.join(", "),
-                arrays.join(", ")
+                "{read} where ({}) in (select {} from unnest({}) as u ({}))",
+                found.join(", "),
+                wanted.join(", "),
+                arrays.join(", "),
+                names.join(", ")
             ),
         }
     }
@@ -131,22 +161,31 @@ impl Side {
     }
 }
 
-/// What the source, whose table is `name`, calls each of the view's columns.
+/// A column of the source.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Field {
+    name: String,
+    /// As `format_type` writes it.
+    type_name: String,
+}
+
+/// What the source, whose table is `name`, has for each of the view's columns.
 pub(crate) async fn fields(
     connection: &mut PgConnection,
     name: &str,
     table: &Table,
     spec: &ViewSpec,
-) -> anyhow::Result<Vec<String>> {
-    let known: Vec<String> = sqlx::query_scalar(
-        "select attname::text from pg_attribute
+) -> anyhow::Result<Vec<Field>> {
+    let known: Vec<(String, String)> = sqlx::query_as(
+        "select attname::text, format_type(atttypid, atttypmod) from pg_attribute
          where attrelid = $1::regclass and attnum > 0 and not attisdropped",
     )
     .bind(name)
     .fetch_all(connection)
     .await
     .with_context(|| format!("could not read the columns of {name}"))?;
-    let present = |field: &str| known.iter().any(|known| known == field);
+    let type_of = |field: &str| known.iter().find(|(name, _)| name == field).map(|(_, it)| it);
+    let present = |field: &str| type_of(field).is_some();
     let fields = (0..table.width()).map(|index| {
         let column = table.column_name(index);
         let field = if table.key_columns().contains(&index) {
@@ -154,7 +193,9 @@ pub(crate) async fn fields(
         } else {
             spec.field_of(column, present)
         };
-        field.map(str::to_owned).map_err(|fields| plan::twice(fields, table, index).into())
+        let field = field.map_err(|fields| plan::twice(fields, table, index))?;
+        let type_name = type_of(field).cloned().unwrap_or_default();
+        Ok(Field { name: field.to_owned(), type_name })
     });
     fields.collect()
 }
@@ -239,4 +280,30 @@ fn rows<'a>(
 
 fn read(row: &PgRow) -> Result<(Key, String), sqlx::Error> {
     Ok((row.try_get("key")?, row.try_get("digest")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Else each look at some rows would read the whole table.
+    #[test]
+    fn a_key_of_one_type_is_looked_up_as_that() {
+        let table = Table::sample("v", 2, &[("a", "int8"), ("b", "text")]);
+        let field = |name: &str, type_name: &str| Field {
+            name: name.to_owned(),
+            type_name: type_name.to_owned(),
+        };
+        let check = |side: Side, expected| assert!(side.some.ends_with(expected), "{side:?}");
+        check(
+            Side::of_source("s", &table, &[field("A", "int8"), field("b", "varchar(9)")]),
+            "where (t.\"A\", t.\"b\"::text::text) in \
+             (select u.k1::int8, u.k2::text from unnest($1::text[], $2::text[]) as u (k1, k2))",
+        );
+        check(
+            Side::of_view(&table),
+            "where (t.\"a\", t.\"b\") in \
+             (select u.k1::int8, u.k2::text from unnest($1::text[], $2::text[]) as u (k1, k2))",
+        );
+    }
 }
