@@ -151,17 +151,16 @@ fn each_key(table: &Table, condition: impl Fn(usize, &str) -> String) -> String 
     conditions.join(" and ")
 }
 
-/// The input arrays as rows of the table's types, numbered by [`ROW`]. With keys that PostgreSQL may call
+/// The input arrays as rows of the table's types, numbered by [`ROW`]. `unnest` of several arrays in `from` would
+/// first write each into a store of its own. With keys that PostgreSQL may call
 /// equal although their text differs, only the newest row of each key: `on conflict` must not meet one
 /// twice.
 pub(crate) fn input(table: &Table, columns: &[usize]) -> String {
     let width = columns.len();
-    let mut arrays = String::new();
     let mut inputs = String::new();
     let mut casts = String::new();
     for (index, &column) in columns.iter().enumerate() {
-        put(&mut arrays, format_args!("${}::text[], ", index + 1));
-        put(&mut inputs, format_args!("c{index}, "));
+        put(&mut inputs, format_args!("unnest(${}::text[]) as c{index}, ", index + 1));
         let value = cast(table, column, &format!("u.c{index}"));
         put(&mut casts, format_args!("{value} as {}, ", quote(table.column_name(column))));
     }
@@ -176,10 +175,10 @@ pub(crate) fn input(table: &Table, columns: &[usize]) -> String {
     };
     format!(
         "select {distinct}{casts}u.{SOURCE_EPOCH}, u.{SOURCE_LSN}, u.{ROW} \
-         from unnest({arrays}${}::int[], ${}::bigint[]) with ordinality \
-         as u ({inputs}{SOURCE_EPOCH}, {SOURCE_LSN}, {ROW}){order}",
-        width + 1,
-        width + 2
+         from (select {inputs}unnest(${epochs}::int[]) as {SOURCE_EPOCH}, unnest(${lsns}::bigint[]) as {SOURCE_LSN}, \
+         generate_series(1, cardinality(${lsns})::bigint) as {ROW}) as u{order}",
+        epochs = width + 1,
+        lsns = width + 2,
     )
 }
 

@@ -100,16 +100,20 @@ fn fresh(table: &Table, columns: &[usize]) -> String {
     )
 }
 
-/// Whether an input row `s` is not older than the delete of its key or a TRUNCATE.
+/// Whether an input row `s` is not older than the delete of its key or a TRUNCATE. The floor is read once.
 fn not_deleted(table: &Table) -> String {
+    let floor = |part| {
+        let view = literal(&table.name);
+        format!("coalesce((select f.{part} from cdc_floor f where f.view_name = {view}), -1)")
+    };
     format!(
         "not exists (select from {deleted} d where {same_key} \
          and (d.{SOURCE_EPOCH}, d.{SOURCE_LSN}) > (s.{SOURCE_EPOCH}, s.{SOURCE_LSN})) \
-         and not exists (select from cdc_floor f where f.view_name = {view} \
-         and (f.{SOURCE_EPOCH}, f.{SOURCE_LSN}) > (s.{SOURCE_EPOCH}, s.{SOURCE_LSN}))",
+         and (s.{SOURCE_EPOCH}, s.{SOURCE_LSN}) >= ({epoch}, {lsn})",
         deleted = deleted_table(table),
         same_key = key_equal(table, "d", "s"),
-        view = literal(&table.name),
+        epoch = floor(SOURCE_EPOCH),
+        lsn = floor(SOURCE_LSN),
     )
 }
 
