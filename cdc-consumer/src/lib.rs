@@ -40,6 +40,7 @@ mod prune;
 pub mod quarantine;
 pub mod sql;
 pub mod sweep;
+mod sweep_sql;
 mod swept;
 mod takeover;
 mod untold;

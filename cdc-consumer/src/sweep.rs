@@ -21,7 +21,7 @@ use crate::metrics;
 use crate::offsets::Partition;
 use crate::recovery::Rounds;
 use crate::source::{self, SourceError};
-use crate::sql;
+use crate::sweep_sql;
 use crate::untold;
 use crate::view::Unmentioned;
 
@@ -159,7 +159,7 @@ impl Sweeper {
         view: &View,
         ended: &Ended,
     ) -> Result<Option<i64>, SweepError> {
-        let (pages_of, statement) = (sql::pages(&view.table), sql::sweep(&view.table));
+        let (pages_of, statement) = (sweep_sql::pages(&view.table), sweep_sql::sweep(&view.table));
         let pages: i64 = sqlx::query_scalar(&pages_of)
             .fetch_one(&mut *connection)
             .await

@@ -10,6 +10,7 @@ use crate::catalog::Table;
 use crate::database::{Database, Place, schema_of};
 use crate::metrics;
 use crate::sql;
+use crate::sweep_sql;
 use crate::view::ViewSpec;
 
 /// Removes them. Nobody else writes the new generation meanwhile.
@@ -45,5 +46,5 @@ async fn remove_from(
     if !known.await? {
         return Ok(0); // a view that is new
     }
-    sqlx::query_scalar(&sql::sweep_again(table, old)).fetch_one(connection).await
+    sqlx::query_scalar(&sweep_sql::sweep_again(table, old)).fetch_one(connection).await
 }

@@ -1,0 +1,73 @@
+//! The statements that sweep rows a snapshot did not mention; `sql.rs` has the others. No I/O.
+
+use crate::catalog::{SOURCE_EPOCH, SOURCE_LSN, Table};
+use crate::sql::{deleted_table, key_equal, literal, names, quote};
+
+/// How many pages a view's table has.
+pub(crate) fn pages(table: &Table) -> String {
+    format!(
+        "select pg_relation_size({}::regclass) / current_setting('block_size')::bigint",
+        literal(&quote(&table.name))
+    )
+}
+
+/// Removes rows below LSN `$3` or epoch `$4` between the tuple ids `$1` and `$2`, and counts them. A key with a
+/// dead letter keeps its last good state: the row that mentions it waits behind the letter.
+pub(crate) fn sweep(table: &Table) -> String {
+    let keys = names(table, table.key_columns()).into_iter().map(|key| format!("t.{key}"));
+    let rows = format!(
+        "from {table} t where t.ctid >= $1::text::tid and t.ctid < $2::text::tid \
+         and (t.{SOURCE_LSN} < $3 or t.{SOURCE_EPOCH} < $4) \
+         and not exists (select from cdc_dead_letter l where l.view_name = {view} and l.key_text = {key_text})",
+        table = quote(&table.name),
+        view = literal(&table.name),
+        key_text = key_text(&keys.collect::<Vec<_>>()),
+    );
+    swept(table, &rows)
+}
+
+/// Removes rows that were swept from the view in the schema `old` and that it does not show, and counts them.
+/// What came again since stands above the place where it was removed, in whatever epoch: a compacted topic
+/// may tell of fewer lives of the source.
+pub(crate) fn sweep_again(table: &Table, old: &str) -> String {
+    let rows = format!(
+        "from {table} t using {old}.{deleted} d \
+         where {swept_there} and d.deleted_at = 'infinity' and t.{SOURCE_LSN} < d.{SOURCE_LSN} \
+         and not exists (select from {old}.{table} o where {shown})",
+        table = quote(&table.name),
+        deleted = deleted_table(table),
+        swept_there = key_equal(table, "t", "d"),
+        shown = key_equal(table, "o", "t"),
+    );
+    swept(table, &rows)
+}
+
+/// Deletes `rows`, `from` the view as `t`, and counts them. Their keys are remembered for ever, since no record
+/// of the topic deletes them: just above the position of the row, where no change stands.
+fn swept(table: &Table, rows: &str) -> String {
+    let keys = names(table, table.key_columns());
+    let removed: Vec<_> = keys.iter().map(|key| format!("t.{key}")).collect();
+    format!(
+        "with gone as (delete {rows} returning {removed}, t.{SOURCE_EPOCH}, t.{SOURCE_LSN}), \
+         remembered as (insert into {deleted} as d ({keys}, {SOURCE_EPOCH}, {SOURCE_LSN}, deleted_at) \
+         select {keys}, {SOURCE_EPOCH}, {SOURCE_LSN} + 1, 'infinity' from gone order by {keys} \
+         on conflict ({keys}) do update set {SOURCE_EPOCH} = excluded.{SOURCE_EPOCH}, \
+         {SOURCE_LSN} = excluded.{SOURCE_LSN}, deleted_at = excluded.deleted_at \
+         where (d.{SOURCE_EPOCH}, d.{SOURCE_LSN}) < (excluded.{SOURCE_EPOCH}, excluded.{SOURCE_LSN})) \
+         select count(*) from gone",
+        removed = removed.join(", "),
+        deleted = deleted_table(table),
+        keys = keys.join(", "),
+    )
+}
+
+/// What [`crate::fold::ViewBatch::key_text`] makes of key columns whose text is PostgreSQL's own.
+fn key_text(columns: &[String]) -> String {
+    match columns {
+        [only] => format!("{only}::text"),
+        several => {
+            let part = |column| format!("octet_length({column}::text) || ':' || {column}::text");
+            several.iter().map(part).collect::<Vec<_>>().join(" || '|' || ")
+        }
+    }
+}
