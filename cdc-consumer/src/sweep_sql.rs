@@ -27,12 +27,14 @@ pub(crate) fn sweep(table: &Table) -> String {
 }
 
 /// Removes rows that were swept from the view in the schema `old` and that it does not show, and counts them.
-/// What came again since stands above the place where it was removed, in whatever epoch: a compacted topic
-/// may tell of fewer lives of the source.
+/// What came again since stands above the place where it was removed, or in a later life of the source, at
+/// whatever LSN. The same change may stand in an earlier one: a compacted topic tells of fewer lives, never
+/// of more.
 pub(crate) fn sweep_again(table: &Table, old: &str) -> String {
     let rows = format!(
         "from {table} t using {old}.{deleted} d \
-         where {swept_there} and d.deleted_at = 'infinity' and t.{SOURCE_LSN} < d.{SOURCE_LSN} \
+         where {swept_there} and d.deleted_at = 'infinity' \
+         and t.{SOURCE_LSN} < d.{SOURCE_LSN} and t.{SOURCE_EPOCH} <= d.{SOURCE_EPOCH} \
          and not exists (select from {old}.{table} o where {shown})",
         table = quote(&table.name),
         deleted = deleted_table(table),

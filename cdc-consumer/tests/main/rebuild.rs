@@ -11,6 +11,7 @@ use crate::harness::consumer::{Consumer, command};
 use crate::harness::feed::Feed;
 use crate::harness::source::{Users, user_feed, user_views};
 use crate::harness::{SOON, World, wait_until};
+use crate::snapshots::{snapshot, swept};
 
 /// `cdc-consumer rebuild` with these arguments; returns what it printed.
 async fn rebuild(world: &World, feed: &Feed, arguments: &[&str]) -> anyhow::Result<String> {
@@ -172,6 +173,26 @@ async fn rows_that_an_earlier_snapshot_swept_do_not_come_back_with_a_rebuild() {
     let kept = "select string_agg(user_id::text, ',') from views_2.user_view_deleted
         where deleted_at = 'infinity'";
     assert_eq!(world.text(kept).await, "3");
+}
+
+/// The old views lag: they swept it, and do not show yet that it came again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_came_again_at_a_lower_lsn_after_a_restore_survives_a_rebuild() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    let mut users = Users::after(900);
+    feed.send(&world, &users.puts(1..=3)).await;
+    world.drained(&feed.topic, 1).await;
+    users.lsn = 492;
+    users.delete(3); // not in the backup
+    feed.send(&world, &snapshot(&mut users)).await;
+    assert_eq!(swept(&world).await, "1");
+    consumer.stop().await;
+
+    feed.send(&world, &[users.put(3)]).await;
+    rebuild(&world, &feed, &[]).await.expect("a rebuild");
+    world.shows("views_2.user_view", &users.as_view()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

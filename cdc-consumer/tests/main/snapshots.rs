@@ -7,14 +7,14 @@ use crate::harness::{SOON, World, wait_until};
 use crate::replay::offsets_reset;
 
 /// Reads of a snapshot with the mark of its last row.
-fn snapshot(users: &mut Users) -> Vec<Event> {
+pub(crate) fn snapshot(users: &mut Users) -> Vec<Event> {
     let mut events = users.snapshot();
     events.last_mut().expect("a row").snapshot = "last";
     events
 }
 
 /// Waits until the newest snapshot was swept; returns how many rows went.
-async fn swept(world: &World) -> String {
+pub(crate) async fn swept(world: &World) -> String {
     wait_until("the sweep", SOON, || async {
         let left = world.text("select count(*) from cdc_snapshot where swept_at is not null").await;
         if left == "1" { Ok(()) } else { Err("not swept".to_owned()) }
