@@ -16,8 +16,8 @@ pub(crate) struct Read {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     NotYet,
-    /// These partitions have read no row of the snapshot, or, from that offset on, in an older epoch than
-    /// others: which of their rows it would have mentioned, their positions do not tell yet.
+    /// These partitions have read no row of the snapshot, or in an older epoch than others: which of their
+    /// rows it would have mentioned, their positions do not tell yet. With its place, where that is known.
     Untold {
         partitions: BTreeMap<i32, Option<i64>>,
         /// The newest in which it was read; `None` if nobody has.
@@ -36,22 +36,30 @@ pub(crate) fn verdict(
 ) -> Verdict {
     let mut newest = None;
     let mut partitions = BTreeMap::new();
-    for (&partition, &end) in log_ends.iter().filter(|(_, end)| **end > 0) {
-        let Some(read) = read.get(&partition) else { return Verdict::NotYet };
+    for (&partition, &end) in log_ends {
+        // Whoever reads a partition first begins it in the newest life of the source.
+        let Some(read) = read.get(&partition) else {
+            if end > 0 {
+                return Verdict::NotYet;
+            }
+            continue;
+        };
         if read.next_offset < end {
             return Verdict::NotYet;
         }
         let mentioned = read.snapshot.filter(|(_, lsn)| *lsn == ended_lsn);
-        newest = newest.max(mentioned.map(|_| read.epoch));
-        partitions.insert(partition, mentioned.map(|(first, _)| (first, read.epoch)));
+        let epoch = mentioned.map(|_| read.epoch);
+        newest = newest.max(epoch);
+        // All records of a log that was empty come behind the snapshot.
+        let place = mentioned.map(|(first, _)| first).or((end == 0).then_some(0));
+        partitions.insert(partition, (place, epoch));
     }
-    partitions.retain(|_, place| place.is_none_or(|(_, epoch)| Some(epoch) != newest));
+    partitions.retain(|_, (_, epoch)| epoch.is_none() || *epoch != newest);
     match newest {
         Some(epoch) if partitions.is_empty() => Verdict::Sweep { epoch },
         epoch => {
-            let first = |place: Option<(i64, i32)>| place.map(|(first, _)| first);
-            let partitions = partitions.into_iter().map(|(number, place)| (number, first(place)));
-            Verdict::Untold { partitions: partitions.collect(), epoch }
+            let places = partitions.into_iter().map(|(number, (place, _))| (number, place));
+            Verdict::Untold { partitions: places.collect(), epoch }
         }
     }
 }
@@ -81,5 +89,23 @@ mod tests {
             [read(10, 2, None), read(5, 1, None)],
             Verdict::Untold { partitions: nobody, epoch: None },
         );
+    }
+
+    #[test]
+    fn a_partition_that_was_empty_is_told_of_the_snapshot_before_rows_go() {
+        let check = |empty: Option<Read>, expected| {
+            let log_ends = BTreeMap::from([(0, 10), (1, 0)]);
+            let full = Read { next_offset: 10, epoch: 1, snapshot: Some((7, 500)) };
+            let read = [(0, full)].into_iter().chain(empty.map(|read| (1, read))).collect();
+            assert_eq!(verdict(500, &log_ends, &read), expected);
+        };
+        let read = |next_offset, epoch, snapshot| Some(Read { next_offset, epoch, snapshot });
+        let untold =
+            || Verdict::Untold { partitions: BTreeMap::from([(1, Some(0))]), epoch: Some(1) };
+        check(read(0, 0, None), untold());
+        check(read(3, 0, None), untold());
+        check(read(3, 1, None), untold());
+        check(read(3, 1, Some((0, 500))), Verdict::Sweep { epoch: 1 });
+        check(None, Verdict::Sweep { epoch: 1 });
     }
 }

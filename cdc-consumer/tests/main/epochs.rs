@@ -4,6 +4,7 @@ use crate::harness::World;
 use crate::harness::consumer::Consumer;
 use crate::harness::feed::Event;
 use crate::harness::source::{Users, user_feed, user_views};
+use crate::snapshots::{snapshot, swept};
 
 /// A restored source's changes are not stale, though their LSNs are lower than all before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -72,6 +73,31 @@ async fn a_partition_that_shows_no_new_life_of_the_source_learns_it_from_the_oth
         world.shows("user_view", &restored.as_view()).await;
     }
     world.counts_are_right().await;
+    consumer.stop().await;
+}
+
+/// The sweep is done, and nothing but that tells a partition that got no record so far.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_without_records_learns_the_new_life_of_the_source_too() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    let send = async |events: &[(&Event, i32)]| {
+        let to = |&(event, partition): &(&Event, i32)| feed.message(event).to(partition);
+        world.send(&feed.topic, events.iter().map(to).collect()).await;
+        world.drained(&feed.topic, 2).await;
+    };
+    let mut users = Users::after(900);
+    send(&[(&users.put(1), 0), (&users.put(2), 0)]).await;
+    users.lsn = 492;
+    let snapshot = snapshot(&mut users);
+    send(&[(&snapshot[0], 0), (&snapshot[1], 0)]).await;
+    assert_eq!(swept(&world).await, "0");
+
+    // The TRUNCATE is sent through one partition and compared with changes of the other.
+    send(&[(&users.truncate(), 0)]).await;
+    send(&[(&users.put(3), 1)]).await;
+    world.shows("user_view", &users.as_view()).await;
     consumer.stop().await;
 }
 
