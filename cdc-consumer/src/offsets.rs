@@ -234,6 +234,9 @@ impl Progress {
     ) -> SourcePosition {
         if !self.repeats(offset) {
             self.lineage.advance(offset, lsn, origin);
+        } else if self.lineage.epoch_at(offset) == self.lineage.newest() {
+            // Told of a new life, a partition reads its records again in that one.
+            self.lineage.lsn_max = self.lineage.lsn_max.max(lsn);
         }
         if origin == Origin::IncrementalSnapshot {
             self.lineage.chunk = Some(ChunkRow { offset, lsn });
@@ -252,9 +255,10 @@ impl Progress {
         last.is_some_and(|(delete, deleted)| next_after(*delete) == offset && deleted == key)
     }
 
-    /// The highest position seen.
+    /// Where no change stands above that was seen: one that overtook a snapshot stands right behind the
+    /// highest LSN.
     pub fn newest_position(&self) -> SourcePosition {
-        SourcePosition { epoch: self.lineage.newest(), lsn: self.lineage.lsn_max }
+        SourcePosition { epoch: self.lineage.newest(), lsn: self.lineage.lsn_max + 1 }
     }
 
     /// Counts everything before `next_offset` as handed to a batch.
@@ -325,6 +329,34 @@ mod tests {
             "also when it is read again"
         );
         assert_eq!(progress.place(0, 100, Origin::Streaming, || None).lsn, 100);
+    }
+
+    #[test]
+    fn nothing_seen_stands_above_the_newest_position() {
+        let mut progress = progress();
+        for (offset, (lsn, origin)) in
+            (0..).zip([(800, Origin::Snapshot), (720, Origin::Streaming)])
+        {
+            let position = take(&mut progress, offset, lsn, origin);
+            assert!(position <= progress.newest_position(), "{position:?}");
+        }
+    }
+
+    #[test]
+    fn records_read_again_in_a_new_life_count_for_its_highest_lsn() {
+        let mut progress = progress();
+        for (offset, lsn) in [(0, 5_000), (1, 900)] {
+            take(&mut progress, offset, lsn, Origin::Streaming);
+        }
+        // Told of a snapshot at 800 between the two.
+        progress.lineage.starts.insert(1, 1);
+        progress.lineage.lsn_max = 800;
+        for (offset, lsn) in [(0, 5_000), (1, 900)] {
+            take(&mut progress, offset, lsn, Origin::Streaming);
+        }
+        assert_eq!(progress.lineage.lsn_max, 900);
+        let restored_again = take(&mut progress, 2, 850, Origin::Snapshot);
+        assert_eq!(restored_again.epoch, 2);
     }
 
     #[test]
