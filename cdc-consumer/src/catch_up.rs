@@ -119,13 +119,16 @@ impl Observer {
         published.context("could not read which views readers see")
     }
 
+    /// Of another snapshot than the old views' newest no end may come any more; what they swept is removed
+    /// before the swap ([`crate::swept`]).
     async fn unswept(&mut self) -> anyhow::Result<bool> {
         let (new, old) = (schema_of(self.place.generation), schema_of(self.place.published));
         let sql = format!(
             "select exists (
                  select from {new}.cdc_snapshot n
                  left join {old}.cdc_snapshot o using (view_name)
-                 where n.swept_at is null and (o.view_name is null or o.swept_at is not null))"
+                 where n.swept_at is null
+                 and (o.view_name is null or o.swept_at is not null and o.source_lsn = n.source_lsn))"
         );
         let read = sqlx::query_scalar(&sql).fetch_one(self.connected().await?);
         let unswept = read.await.inspect_err(|_| self.connection = None);

@@ -38,6 +38,7 @@ mod mentioned;
 mod open_letters;
 mod prune;
 pub mod quarantine;
+mod snapshot_end;
 pub mod sql;
 pub mod sweep;
 mod sweep_sql;

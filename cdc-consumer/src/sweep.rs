@@ -9,17 +9,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{Connection, PgConnection, PgTransaction, Row};
+use sqlx::{Connection, PgConnection, PgTransaction};
 
 use crate::apply::Target;
 use crate::config::KafkaSettings;
-use crate::database::{Database, DatabaseError, Generation};
+use crate::database::{Database, DatabaseError, Generation, answered};
 use crate::decode::View;
 use crate::fold::SnapshotEnd;
-use crate::mentioned::{Read, Verdict, verdict};
-use crate::metrics;
+use crate::mentioned::Verdict;
 use crate::offsets::Partition;
 use crate::recovery::Rounds;
+use crate::snapshot_end::{self, Ended, decide};
 use crate::source::{self, SourceError};
 use crate::sweep_sql;
 use crate::untold;
@@ -27,10 +27,11 @@ use crate::view::Unmentioned;
 
 /// Pause between two looks for a snapshot that ended.
 const EVERY: Duration = Duration::from_secs(2);
-/// A producer that sends again may append rows of other partitions a little after the last row.
-const GRACE_SECONDS: f64 = 3.0;
 /// Pages of the table per transaction: writers wait for one.
 const PAGES: i64 = 2_000;
+/// A transaction takes less, and waits for no batch that takes longer. Each time it was not enough there is twice
+/// as much.
+const ANSWER_MAX: Duration = Duration::from_secs(20);
 
 /// Why a sweep did not happen now.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,15 @@ pub enum SweepError {
     Store(#[source] sqlx::Error),
     #[error("what is stored about the snapshot of {0} is damaged")]
     Damaged(String),
+    #[error("the broker knows no partition of topic {0}")]
+    NoPartitions(String),
+}
+
+impl SweepError {
+    /// Whether other views can be swept all the same.
+    fn is_of_one_view(&self) -> bool {
+        matches!(self, Self::NoPartitions(_))
+    }
 }
 
 /// Notes that the last row of a snapshot is applied, in its transaction. Read again it counts only as
@@ -80,15 +90,6 @@ pub(crate) async fn note(
     .map_err(SweepError::Store)
 }
 
-/// A snapshot that ended and is not swept yet.
-struct Ended {
-    lsn: i64,
-    topic: String,
-    /// When its last row was sent, in milliseconds from 1970; -1 where Kafka does not say.
-    timestamp_millis: i64,
-    log_ends: Option<BTreeMap<i32, i64>>,
-}
-
 /// Sweeps the views of a generation.
 pub(crate) struct Sweeper {
     pub(crate) database: Database,
@@ -97,58 +98,100 @@ pub(crate) struct Sweeper {
     pub(crate) kafka: KafkaSettings,
 }
 
+/// What came of some pages.
+enum Pages {
+    /// So many rows were removed.
+    Swept(i64),
+    Decided(Verdict),
+}
+
+/// What came of telling partitions of the snapshot.
+enum Told {
+    /// They read on from there.
+    Now,
+    /// They have met a later snapshot at its place or behind it, which sweeps when it ends.
+    Superseded,
+    /// Nobody knows its place in their logs.
+    Nowhere,
+}
+
 impl Sweeper {
     /// Looks again and again, until dropped. What fails is tried again in the next round.
     pub(crate) async fn run(self) {
         let mut connection = None;
         let mut rounds = Rounds::default();
+        let mut patience = ANSWER_MAX;
         loop {
-            match self.round(&mut connection).await {
-                Ok(()) => rounds.done(),
+            match self.round(&mut connection, patience).await {
+                Ok(()) => {
+                    rounds.done();
+                    patience = ANSWER_MAX;
+                }
                 Err(error) => {
                     rounds.failed("look for rows to sweep", &error);
-                    connection = None;
+                    if matches!(error, SweepError::Database(DatabaseError::Silent(_))) {
+                        patience = patience.saturating_mul(2);
+                    }
+                    if !error.is_of_one_view() {
+                        connection = None;
+                    }
                 }
             }
             tokio::time::sleep(EVERY).await;
         }
     }
 
-    async fn round(&self, slot: &mut Option<PgConnection>) -> Result<(), SweepError> {
+    async fn round(
+        &self,
+        slot: &mut Option<PgConnection>,
+        patience: Duration,
+    ) -> Result<(), SweepError> {
         let connection = self.database.connected(slot, self.generation).await?;
+        let mut outcome = Ok(());
         for view in self.views.iter().filter(|view| view.spec.unmentioned == Unmentioned::Sweep) {
-            let table = &view.spec.table;
-            let Some(mut ended) = ended(connection, table).await? else { continue };
-            if ended.log_ends.is_none() {
-                ended.log_ends = Some(self.ask_log_ends(connection, table, &ended).await?);
+            match self.look_at(connection, view, patience).await {
+                Err(error) if error.is_of_one_view() => outcome = Err(error),
+                looked => looked?,
             }
-            let removed = self.sweep(connection, view, &ended).await?;
-            if let Some(rows) = removed {
-                finish(connection, table, &ended, rows).await?;
-            }
+        }
+        outcome
+    }
+
+    /// Sweeps a view, if it is to be swept now.
+    async fn look_at(
+        &self,
+        connection: &mut PgConnection,
+        view: &View,
+        patience: Duration,
+    ) -> Result<(), SweepError> {
+        let table = &view.spec.table;
+        let known = answered(patience, snapshot_end::ended(connection, table)).await?;
+        let Some(mut ended) = known else { return Ok(()) };
+        if ended.log_ends.is_none() {
+            let log_ends = self.ask_log_ends(table, &ended).await?;
+            let keep = snapshot_end::keep_log_ends(connection, table, &ended, &log_ends);
+            answered(patience, keep).await?;
+            ended.log_ends = Some(log_ends);
+        }
+        if let Some(rows) = self.sweep(connection, view, &ended, patience).await? {
+            let finish = snapshot_end::finish(connection, table, &ended, rows);
+            answered(patience, finish).await?;
         }
         Ok(())
     }
 
     async fn ask_log_ends(
         &self,
-        connection: &mut PgConnection,
         table: &str,
         ended: &Ended,
     ) -> Result<BTreeMap<i32, i64>, SweepError> {
         let (kafka, topic) = (self.kafka.clone(), ended.topic.clone());
         let asked = tokio::task::spawn_blocking(move || source::log_ends(&kafka, &topic)).await;
         let log_ends = asked.map_err(|_| SweepError::Damaged(table.to_owned()))??;
-        sqlx::query(
-            "update cdc_snapshot set log_ends = $3::jsonb
-             where view_name = $1 and source_lsn = $2 and log_ends is null",
-        )
-        .bind(table)
-        .bind(ended.lsn)
-        .bind(serde_json::json!(log_ends).to_string())
-        .execute(connection)
-        .await
-        .map_err(SweepError::Store)?;
+        // Kafka says so of a topic that a broker does not know, or not yet.
+        if log_ends.is_empty() {
+            return Err(SweepError::NoPartitions(ended.topic.clone()));
+        }
         Ok(log_ends)
     }
 
@@ -158,60 +201,96 @@ impl Sweeper {
         connection: &mut PgConnection,
         view: &View,
         ended: &Ended,
+        patience: Duration,
     ) -> Result<Option<i64>, SweepError> {
-        let (pages_of, statement) = (sweep_sql::pages(&view.table), sweep_sql::sweep(&view.table));
-        let pages: i64 = sqlx::query_scalar(&pages_of)
-            .fetch_one(&mut *connection)
-            .await
-            .map_err(SweepError::Store)?;
+        let pages_of = sweep_sql::pages(&view.table);
+        let pages: i64 = answered(patience, async {
+            let pages = sqlx::query_scalar(&pages_of).fetch_one(&mut *connection).await;
+            pages.map_err(SweepError::Store)
+        })
+        .await?;
         let mut removed = 0;
         let mut first = 0;
         // The rows removed are not written by anybody meanwhile, so none moves behind us.
         while first <= pages {
-            let mut tx = connection.begin().await.map_err(SweepError::Store)?;
-            let epoch = match decide(&mut tx, &view.spec.table, ended).await? {
-                Verdict::NotYet => return Ok(None),
-                Verdict::Untold { partitions, epoch } => {
-                    tx.rollback().await.map_err(SweepError::Store)?;
-                    if self.tell(connection, ended, &partitions, epoch).await? {
-                        return Ok(None);
-                    }
-                    tracing::warn!(
-                        table = view.spec.table,
-                        partitions = ?partitions.keys(),
-                        "these partitions had no row in the source's snapshot, and its record has no \
-                         time to find its place by: rows that it did not mention are left in the view"
-                    );
-                    return Ok(Some(removed));
+            let swept = answered(patience, sweep_pages(connection, view, ended, first)).await?;
+            let (partitions, epoch) = match swept {
+                Pages::Swept(rows) => {
+                    removed += rows;
+                    first += PAGES;
+                    continue;
                 }
-                Verdict::Sweep { epoch } => epoch,
+                Pages::Decided(Verdict::Untold { partitions, epoch }) => (partitions, epoch),
+                Pages::Decided(_) => return Ok(None),
             };
-            let rows: i64 = sqlx::query_scalar(&statement)
-                .bind(format!("({first},0)"))
-                .bind(format!("({},0)", first + PAGES))
-                .bind(ended.lsn)
-                .bind(epoch)
-                .fetch_one(&mut *tx)
-                .await
-                .map_err(SweepError::Store)?;
-            tx.commit().await.map_err(SweepError::Store)?;
-            removed += rows;
-            first += PAGES;
+            let table = &view.spec.table;
+            match self.tell(connection, table, ended, &partitions, epoch, patience).await? {
+                Told::Now => return Ok(None),
+                Told::Superseded => tracing::info!(
+                    table,
+                    "a later snapshot of the source began before the rows that this one did not mention \
+                     were removed: its end decides"
+                ),
+                Told::Nowhere => tracing::warn!(
+                    table,
+                    partitions = ?partitions.keys(),
+                    "these partitions had no row in the source's snapshot, and its record has no \
+                     time to find its place by: rows that it did not mention are left in the view"
+                ),
+            }
+            break;
         }
         Ok(Some(removed))
     }
-}
 
-impl Sweeper {
-    /// Tells partitions of the snapshot; false when nobody knows its place in their logs.
+    /// Tells partitions of the snapshot.
     async fn tell(
         &self,
         connection: &mut PgConnection,
+        table: &str,
         ended: &Ended,
         partitions: &BTreeMap<i32, Option<i64>>,
         source_epoch: Option<i32>,
-    ) -> Result<bool, SweepError> {
-        let Some(source_epoch) = source_epoch else { return Ok(false) };
+        patience: Duration,
+    ) -> Result<Told, SweepError> {
+        let Some(source_epoch) = source_epoch else { return Ok(Told::Nowhere) };
+        let places = self.places(ended, partitions).await?;
+        if places.is_empty() {
+            return Ok(Told::Nowhere);
+        }
+        let snapshot = untold::Snapshot { lsn: ended.lsn, source_epoch };
+        let told = answered(patience, async {
+            let told = untold::tell(connection, &places, &ended.topic, snapshot).await;
+            told.map_err(SweepError::Store)
+        })
+        .await?;
+        if told > 0 {
+            tracing::info!(
+                topic = ended.topic,
+                partitions = ?partitions.keys(),
+                "partitions without a row of the source's snapshot, or in an older life of the source, \
+                 were told of it"
+            );
+            return Ok(Told::Now);
+        }
+        // Another consumer may have told them meanwhile.
+        let still = answered(patience, async {
+            let mut tx = connection.begin().await.map_err(SweepError::Store)?;
+            let verdict = decide(&mut tx, table, ended).await?;
+            tx.rollback().await.map_err(SweepError::Store)?;
+            Ok::<_, SweepError>(verdict)
+        })
+        .await?;
+        let untold = matches!(still, Verdict::Untold { .. });
+        Ok(if untold { Told::Superseded } else { Told::Now })
+    }
+
+    /// The place of the snapshot in the logs of partitions, where it can be found.
+    async fn places(
+        &self,
+        ended: &Ended,
+        partitions: &BTreeMap<i32, Option<i64>>,
+    ) -> Result<BTreeMap<Partition, i64>, SweepError> {
         let named = |&number: &i32| Partition { topic: ended.topic.clone(), number };
         let known =
             partitions.iter().filter_map(|(number, first)| Some((named(number), (*first)?)));
@@ -224,103 +303,33 @@ impl Sweeper {
             let found = tokio::task::spawn_blocking(asked).await;
             places.extend(found.map_err(|_| SweepError::Damaged(ended.topic.clone()))??);
         }
-        if places.is_empty() {
-            return Ok(false);
-        }
-        let snapshot = untold::Snapshot { lsn: ended.lsn, source_epoch };
-        let told = untold::tell(connection, &places, &ended.topic, snapshot).await;
-        let told = told.map_err(SweepError::Store)?;
-        if told > 0 {
-            tracing::info!(
-                topic = ended.topic,
-                partitions = ?partitions.keys(),
-                "partitions without a row of the source's snapshot, or in an older life of the source, \
-                 were told of it"
-            );
-        }
-        Ok(true)
+        Ok(places)
     }
 }
 
-async fn ended(connection: &mut PgConnection, table: &str) -> Result<Option<Ended>, SweepError> {
-    let row = sqlx::query(
-        "select source_lsn, topic, log_ends::text, record_timestamp
-         from cdc_snapshot
-         where view_name = $1 and swept_at is null and ended_at < now() - make_interval(secs => $2)",
-    )
-    .bind(table)
-    .bind(GRACE_SECONDS)
-    .fetch_optional(connection)
-    .await
-    .map_err(SweepError::Store)?;
-    let Some(row) = row else { return Ok(None) };
-    let log_ends: Option<String> = row.try_get(2).map_err(SweepError::Store)?;
-    let log_ends = log_ends.map(|text| serde_json::from_str(&text)).transpose();
-    Ok(Some(Ended {
-        lsn: row.try_get(0).map_err(SweepError::Store)?,
-        topic: row.try_get(1).map_err(SweepError::Store)?,
-        timestamp_millis: row.try_get(3).map_err(SweepError::Store)?,
-        log_ends: log_ends.map_err(|_| SweepError::Damaged(table.to_owned()))?,
-    }))
-}
-
-/// Holds the offsets of the topic, so that no batch changes a row until the transaction ends, and decides
-/// by them.
-async fn decide(
-    tx: &mut PgTransaction<'_>,
-    table: &str,
-    ended: &Ended,
-) -> Result<Verdict, SweepError> {
-    let rows = sqlx::query(
-        "select partition, next_offset, source_epochs::text, source_snapshots::text
-         from cdc_offset
-         where topic = $1
-         order by partition
-         for share",
-    )
-    .bind(&ended.topic)
-    .fetch_all(&mut **tx)
-    .await
-    .map_err(SweepError::Store)?;
-    let mut read = BTreeMap::new();
-    for row in rows {
-        let partition: i32 = row.try_get(0).map_err(SweepError::Store)?;
-        let next_offset = row.try_get(1).map_err(SweepError::Store)?;
-        let epochs: String = row.try_get(2).map_err(SweepError::Store)?;
-        let snapshots: String = row.try_get(3).map_err(SweepError::Store)?;
-        let damaged = |_| SweepError::Damaged(table.to_owned());
-        let epochs: BTreeMap<i64, i32> = serde_json::from_str(&epochs).map_err(damaged)?;
-        let snapshots: BTreeMap<i64, i64> = serde_json::from_str(&snapshots).map_err(damaged)?;
-        let newest = Read {
-            next_offset,
-            epoch: epochs.into_values().next_back().unwrap_or(0),
-            snapshot: snapshots.into_iter().next_back(),
-        };
-        read.insert(partition, newest);
-    }
-    let none = BTreeMap::new();
-    Ok(verdict(ended.lsn, ended.log_ends.as_ref().unwrap_or(&none), &read))
-}
-
-async fn finish(
+/// A transaction of its own: what is decided holds until the pages are swept.
+async fn sweep_pages(
     connection: &mut PgConnection,
-    table: &str,
+    view: &View,
     ended: &Ended,
-    rows: i64,
-) -> Result<(), SweepError> {
-    sqlx::query(
-        "update cdc_snapshot set swept_at = now(), swept_rows = $3
-         where view_name = $1 and source_lsn = $2 and log_ends is not null and swept_at is null",
-    )
-    .bind(table)
-    .bind(ended.lsn)
-    .bind(rows)
-    .execute(connection)
-    .await
-    .map_err(SweepError::Store)?;
-    if rows > 0 {
-        metrics::swept(table, rows.unsigned_abs());
-        tracing::info!(table, rows, "removed rows that the source's snapshot did not mention");
-    }
-    Ok(())
+    first: i64,
+) -> Result<Pages, SweepError> {
+    let statement = sweep_sql::sweep(&view.table);
+    let mut tx = connection.begin().await.map_err(SweepError::Store)?;
+    let verdict = decide(&mut tx, &view.spec.table, ended).await?;
+    let Verdict::Sweep { epoch } = verdict else {
+        // Left to itself it would end with the next statement, and hold batches up until then.
+        tx.rollback().await.map_err(SweepError::Store)?;
+        return Ok(Pages::Decided(verdict));
+    };
+    let rows = sqlx::query_scalar(&statement)
+        .bind(format!("({first},0)"))
+        .bind(format!("({},0)", first + PAGES))
+        .bind(ended.lsn)
+        .bind(epoch)
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(SweepError::Store)?;
+    tx.commit().await.map_err(SweepError::Store)?;
+    Ok(Pages::Swept(rows))
 }

@@ -8,6 +8,7 @@ use crate::harness::proxy::{Mode, Proxy};
 use crate::harness::source::{Users, user_feed, user_views, wider_user_feed};
 use crate::harness::{SOON, World, wait_until};
 use crate::replay::offsets_reset;
+use crate::snapshots::snapshot;
 
 /// A consumer behind a proxy that has applied twenty users.
 async fn at_rest(world: &World, feed: &Feed, users: &mut Users) -> (Consumer, Proxy) {
@@ -82,6 +83,21 @@ async fn is_applied_after_all(world: &World, feed: &Feed, users: &Users, consume
     world.drained(&feed.topic, 1).await;
     world.counts_are_right().await;
     consumer.ready().await;
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_are_swept_though_the_connection_for_it_fell_silent() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    let (consumer, proxy) = at_rest(&world, &feed, &mut users).await;
+    // It has asked for snapshots before.
+    world.session_shows("query like '%from cdc_snapshot%'").await;
+    proxy.silence();
+    users.delete(7); // unheard
+    feed.send(&world, &snapshot(&mut users)).await;
+    world.shows("user_view", &users.as_view()).await;
     consumer.stop().await;
 }
 

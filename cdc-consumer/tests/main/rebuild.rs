@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::consumer::{Consumer, command};
-use crate::harness::feed::Feed;
+use crate::harness::feed::{Event, Feed};
 use crate::harness::source::{Users, user_feed, user_views};
 use crate::harness::{SOON, World, wait_until};
 use crate::snapshots::{snapshot, swept};
@@ -192,6 +192,38 @@ async fn a_row_that_came_again_at_a_lower_lsn_after_a_restore_survives_a_rebuild
 
     feed.send(&world, &[users.put(3)]).await;
     rebuild(&world, &feed, &[]).await.expect("a rebuild");
+    world.shows("views_2.user_view", &users.as_view()).await;
+}
+
+/// Compaction left one end: that of the earlier snapshot, in a partition that the later one has no row in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebuild_waits_for_no_snapshot_that_a_later_one_replaced() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let to = |partition: i32, event: &Event| feed.message(event).to(partition);
+    let mut users = Users::default();
+    users.puts(1..=3);
+    let earlier = snapshot(&mut users);
+    world.send(&feed.topic, vec![to(0, &earlier[2])]).await;
+    users.delete(3);
+    let later = users.snapshot();
+    world.send(&feed.topic, later.iter().map(|event| to(1, event)).collect()).await;
+
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    assert_eq!(swept(&world).await, "0", "the later one sweeps, if it ends");
+    consumer.stop().await;
+    // What the later one left behind in the old views.
+    let end = format!("update cdc_snapshot set source_lsn = {}, swept_at = now()", users.lsn);
+    world.sql(&end).await;
+    world
+        .sql(
+            "with gone as (delete from user_view where user_id = 3 returning *)
+             insert into user_view_deleted select user_id, source_epoch, source_lsn + 1, 'infinity'
+             from gone",
+        )
+        .await;
+    let built = tokio::time::timeout(SOON * 2, rebuild(&world, &feed, &[])).await;
+    built.expect("it ends").expect("a rebuild");
     world.shows("views_2.user_view", &users.as_view()).await;
 }
 
