@@ -120,7 +120,7 @@ impl Observer {
     }
 
     /// Of another snapshot than the old views' newest no end may come any more; what they swept is removed
-    /// before the swap ([`crate::swept`]).
+    /// before the swap ([`crate::swept`]). Dead letters may hold a sweep up, and wait for an operator.
     async fn unswept(&mut self) -> anyhow::Result<bool> {
         let (new, old) = (schema_of(self.place.generation), schema_of(self.place.published));
         let sql = format!(
@@ -128,7 +128,8 @@ impl Observer {
                  select from {new}.cdc_snapshot n
                  left join {old}.cdc_snapshot o using (view_name)
                  where n.swept_at is null
-                 and (o.view_name is null or o.swept_at is not null and o.source_lsn = n.source_lsn))"
+                 and (o.view_name is null or o.swept_at is not null and o.source_lsn = n.source_lsn)
+                 and not exists (select from {new}.cdc_dead_letter l where l.view_name = n.view_name))"
         );
         let read = sqlx::query_scalar(&sql).fetch_one(self.connected().await?);
         let unswept = read.await.inspect_err(|_| self.connection = None);

@@ -42,7 +42,7 @@ pub fn of_apply(error: &ApplyError) -> Recovery {
             SweepError::Database(error) => of_connection(error),
             SweepError::Source(error) => of_source(error),
             SweepError::Store(source) => of_database(source),
-            SweepError::NoPartitions(_) => Recovery::Retry,
+            SweepError::NoPartitions(_) | SweepError::Held(_) => Recovery::Retry,
             SweepError::Damaged(_) => Recovery::Halt,
         },
     }

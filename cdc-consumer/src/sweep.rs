@@ -46,12 +46,17 @@ pub enum SweepError {
     Damaged(String),
     #[error("the broker knows no partition of topic {0}")]
     NoPartitions(String),
+    #[error(
+        "dead letters of {0} do not tell exactly which rows the source's snapshot mentioned; those that it did \
+         not mention stay until these letters are retried or dropped (`cdc-consumer dead-letters list`)"
+    )]
+    Held(String),
 }
 
 impl SweepError {
     /// Whether other views can be swept all the same.
     fn is_of_one_view(&self) -> bool {
-        matches!(self, Self::NoPartitions(_))
+        matches!(self, Self::NoPartitions(_) | Self::Held(_))
     }
 }
 
@@ -314,7 +319,7 @@ async fn sweep_pages(
     ended: &Ended,
     first: i64,
 ) -> Result<Pages, SweepError> {
-    let statement = sweep_sql::sweep(&view.table);
+    let (statement, held) = (sweep_sql::sweep(&view.table), sweep_sql::held(&view.table));
     let mut tx = connection.begin().await.map_err(SweepError::Store)?;
     let verdict = decide(&mut tx, &view.spec.table, ended).await?;
     let Verdict::Sweep { epoch } = verdict else {
@@ -322,6 +327,11 @@ async fn sweep_pages(
         tx.rollback().await.map_err(SweepError::Store)?;
         return Ok(Pages::Decided(verdict));
     };
+    let held = sqlx::query_scalar(&held).bind(ended.lsn).fetch_one(&mut *tx);
+    if held.await.map_err(SweepError::Store)? {
+        tx.rollback().await.map_err(SweepError::Store)?;
+        return Err(SweepError::Held(view.spec.table.clone()));
+    }
     let rows = sqlx::query_scalar(&statement)
         .bind(format!("({first},0)"))
         .bind(format!("({},0)", first + PAGES))

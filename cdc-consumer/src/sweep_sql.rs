@@ -12,18 +12,41 @@ pub(crate) fn pages(table: &Table) -> String {
 }
 
 /// Removes rows below LSN `$3` or epoch `$4` between the tuple ids `$1` and `$2`, and counts them. A key with a
-/// dead letter keeps its last good state: the row that mentions it waits behind the letter.
+/// dead letter behind the beginning of the snapshot keeps its last good state: the row that mentions it is
+/// that letter, or waits behind it.
 pub(crate) fn sweep(table: &Table) -> String {
     let keys = names(table, table.key_columns()).into_iter().map(|key| format!("t.{key}"));
     let rows = format!(
-        "from {table} t where t.ctid >= $1::text::tid and t.ctid < $2::text::tid \
+        "from {name} t where t.ctid >= $1::text::tid and t.ctid < $2::text::tid \
          and (t.{SOURCE_LSN} < $3 or t.{SOURCE_EPOCH} < $4) \
-         and not exists (select from cdc_dead_letter l where l.view_name = {view} and l.key_text = {key_text})",
-        table = quote(&table.name),
-        view = literal(&table.name),
+         and not exists (select {letters} and l.key_text = {key_text})",
+        name = quote(&table.name),
+        letters = letters_behind(table, "$3"),
         key_text = key_text(&keys.collect::<Vec<_>>()),
     );
     swept(table, &rows)
+}
+
+/// Whether dead letters behind the beginning of the snapshot at LSN `$1` may be about any row: those whose key
+/// could not be read, and all where PostgreSQL may spell a key otherwise than its record.
+pub(crate) fn held(table: &Table) -> String {
+    format!(
+        "select exists (select {letters} and {unknown})",
+        letters = letters_behind(table, "$1"),
+        unknown = if key_text_is_known(table) { "l.key_text is null" } else { "true" },
+    )
+}
+
+/// `from` dead letters `l` of a view whose records lie behind the beginning of the snapshot at this LSN.
+fn letters_behind(table: &Table, lsn: &str) -> String {
+    format!(
+        "from cdc_dead_letter l \
+         join cdc_offset o on o.topic = l.topic and o.partition = l.partition \
+         cross join lateral jsonb_each_text(o.source_snapshots) as s (first_offset, lsn) \
+         where l.view_name = {view} \
+         and s.lsn::bigint = {lsn} and s.first_offset::bigint <= l.record_offset",
+        view = literal(&table.name),
+    )
 }
 
 /// Removes rows that were swept from the view in the schema `old` and that it does not show, and counts them.
@@ -63,13 +86,22 @@ fn swept(table: &Table, rows: &str) -> String {
     )
 }
 
-/// What [`crate::fold::ViewBatch::key_text`] makes of key columns whose text is PostgreSQL's own.
+/// What [`crate::fold::ViewBatch::key_text`] makes of key columns whose text is PostgreSQL's own. A column may
+/// have a collation that the text of a letter has not.
 fn key_text(columns: &[String]) -> String {
-    match columns {
+    let text = match columns {
         [only] => format!("{only}::text"),
         several => {
             let part = |column| format!("octet_length({column}::text) || ':' || {column}::text");
             several.iter().map(part).collect::<Vec<_>>().join(" || '|' || ")
         }
-    }
+    };
+    format!("({text}) collate \"default\"")
+}
+
+/// Whether PostgreSQL prints each key as its record spells it: not `true` for `t`, nor `1.50` for `1.5`.
+fn key_text_is_known(table: &Table) -> bool {
+    let known = ["int2", "int4", "int8", "text", "varchar"];
+    let mut types = table.key_columns().filter_map(|column| table.column_type(column));
+    types.all(|key| key.enumeration || known.contains(&key.base.as_str()))
 }

@@ -14,7 +14,7 @@ use crate::harness::feed::{Event, Feed};
 use crate::harness::{SOON, World, wait_until};
 
 /// `cdc-consumer dead-letters` with these arguments; returns what it printed.
-async fn dead_letters(world: &World, arguments: &[&str]) -> anyhow::Result<String> {
+pub(crate) async fn dead_letters(world: &World, arguments: &[&str]) -> anyhow::Result<String> {
     let database =
         format!("--consumer-database-url={}", world.consumer_url(&world.database_address()));
     let command = ["cdc-consumer", "dead-letters"];
@@ -26,7 +26,7 @@ async fn dead_letters(world: &World, arguments: &[&str]) -> anyhow::Result<Strin
 }
 
 /// `dead-letters retry` of the oldest one.
-async fn retry(world: &World, views: &str) -> anyhow::Result<String> {
+pub(crate) async fn retry(world: &World, views: &str) -> anyhow::Result<String> {
     retry_with(world, views, &world.registry).await
 }
 
