@@ -149,6 +149,11 @@ async fn retry(settings: &RetrySettings, out: &mut impl Write) -> anyhow::Result
     for letter in &letters {
         let mut progress = repetition(letter);
         progress.lineage = lineage(&mut tx, letter).await?;
+        if letter.record_value.is_none() {
+            // A tombstone met again removes only what it removed before. This one has removed nothing yet:
+            // it is bounded by what the partition has read.
+            progress.seen_offset = 0;
+        }
         if let Decoded::NeedsSchema(id) = decode(letter, &mut decoder, &mut progress, &mut batch)? {
             bail!("a letter with another schema, {id}, came for this key meanwhile, try again");
         }
@@ -206,7 +211,7 @@ fn decode(
     progress: &mut Progress,
     batch: &mut Batch,
 ) -> anyhow::Result<Decoded> {
-    if letter.record_value.is_none() {
+    if letter.record_key.is_none() && letter.record_value.is_none() {
         bail!(
             "dead letter {} has no record: the broker had compacted it away; a newer state of the row \
              follows, so drop this one",
@@ -228,20 +233,20 @@ fn decode(
 
 /// What the partition knows of the source's lives today, and what was overtaken when the record was read.
 async fn lineage(connection: &mut PgConnection, letter: &DeadLetter) -> anyhow::Result<Lineage> {
-    let stored: Option<(String, String)> = sqlx::query_as(
-        "select source_epochs::text, source_snapshots::text from cdc_offset
+    let stored: Option<(String, String, i64)> = sqlx::query_as(
+        "select source_epochs::text, source_snapshots::text, source_lsn_max from cdc_offset
          where topic = $1 and partition = $2",
     )
     .bind(&letter.topic)
     .bind(letter.partition)
     .fetch_optional(connection)
     .await?;
-    let Some((starts, snapshots)) = stored else { return Ok(Lineage::default()) };
+    let Some((starts, snapshots, lsn_max)) = stored else { return Ok(Lineage::default()) };
     Ok(Lineage {
         starts: serde_json::from_str(&starts)?,
         snapshots: serde_json::from_str(&snapshots)?,
+        lsn_max,
         chunk: letter.chunk_lsn.map(|lsn| ChunkRow { offset: -1, lsn }),
-        ..Lineage::default()
     })
 }
 

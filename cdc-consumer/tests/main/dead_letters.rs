@@ -123,6 +123,36 @@ async fn a_retried_change_that_an_incremental_snapshot_missed_is_as_new_as_it_wa
     consumer.stop().await;
 }
 
+/// The consumer began anew between the delete and its tombstone, or compaction took the delete.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retried_tombstone_removes_its_row() {
+    let (world, feed, views, consumer) = notes().await;
+    let changed = |lsn, id, title: &str| feed.message(&Event::new("u", lsn, note(id, title)));
+    let tombstone = |id| feed.tombstone(&note(id, ""));
+    let deleted = feed.message(&Event::new("d", 24, note(3, "")));
+    for messages in [
+        (1..=4).map(|id| changed(8, id, "ok")).collect(),
+        (1..=3).map(|id| changed(16, id, "too long")).collect(),
+        vec![tombstone(2), deleted, changed(32, 4, "newer")],
+        vec![tombstone(3)],
+        vec![changed(40, 1, "last"), tombstone(1)], // in one batch: its record is the tombstone
+    ] {
+        world.send(&feed.topic, messages).await;
+        world.drained(&feed.topic, 1).await;
+    }
+    widen(&world).await;
+    // As if somebody had taken the letter of key 2 away that its tombstone waits behind.
+    world.sql("delete from cdc_dead_letter where key_text = '2' and reason = 'refused'").await;
+    for _key in 1..=3 {
+        retry(&world, &views).await.unwrap();
+    }
+    assert_eq!(world.dead_letters().await, [""; 0]);
+    world.shows("note", &[note(4, "newer")]).await;
+    feed.send(&world, &[Event::new("c", 48, note(2, "again"))]).await;
+    world.shows("note", &[note(2, "again"), note(4, "newer")]).await;
+    consumer.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retry_with_no_row_to_keep_a_value_from_leaves_the_dead_letter() {
     let (world, feed, views, consumer) = notes().await;
