@@ -3,11 +3,13 @@
 use crate::catalog::{SOURCE_EPOCH, SOURCE_LSN, Table};
 use crate::sql::{deleted_table, key_equal, literal, names, quote};
 
-/// How many pages a view's table has.
+/// How many pages a view's table has, or the largest of its partitions: tuple ids are those of each.
 pub(crate) fn pages(table: &Table) -> String {
+    let table = literal(&quote(&table.name));
     format!(
-        "select pg_relation_size({}::regclass) / current_setting('block_size')::bigint",
-        literal(&quote(&table.name))
+        "select coalesce(max(pg_relation_size(relid)), pg_relation_size({table}::regclass)) \
+         / current_setting('block_size')::bigint \
+         from pg_partition_tree({table}::regclass)"
     )
 }
 

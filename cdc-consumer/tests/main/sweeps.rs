@@ -124,6 +124,30 @@ async fn rows_whose_keys_have_a_collation_of_their_own_are_swept() {
     consumer.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_partition_of_a_views_table_is_swept_to_its_last_page() {
+    let world = World::new().await;
+    let create = "create table part (id bigint primary key, name text) partition by range (id); \
+        create table part_1 partition of part for values from (0) to (10); \
+        create table part_2 partition of part for values from (10) to (maxvalue); \
+        alter table part_2 alter column name set storage plain";
+    world.view(create, "part").await;
+    let fields = json!([{"name": "id", "type": "long"}, {"name": "name", "type": "string"}]);
+    let feed = Feed::new(&world, 1, &fields, &["id"]).await;
+    let views = format!("[[view]]\ntopic = '{}'\ntable = 'part'\n", feed.topic);
+    // Two rows a page: more pages than are swept at once.
+    let rows =
+        "insert into part select n, repeat('x', 4000), 0, 8 from generate_series(10, 4200) n";
+    world.sql(rows).await;
+    let consumer = Consumer::start(&world, &views, &[]);
+    let row = json!({"id": 1, "name": "one"});
+    let last = Event { snapshot: "last", ..Event::new("r", 800, row.clone()) };
+    feed.send(&world, &[last]).await;
+    assert_eq!(swept(&world).await, "4191");
+    world.shows("part", &[row]).await;
+    consumer.stop().await;
+}
+
 /// As when the broker has just come back and does not know the topic yet.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sweep_is_not_over_while_the_broker_knows_no_partition_of_the_topic() {
