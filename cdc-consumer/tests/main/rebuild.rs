@@ -195,6 +195,20 @@ async fn a_row_that_came_again_at_a_lower_lsn_after_a_restore_survives_a_rebuild
     world.shows("views_2.user_view", &users.as_view()).await;
 }
 
+/// A migration renamed the key: which of the new rows the old ones were, nobody can tell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_whose_key_was_renamed_are_rebuilt_without_what_was_swept_before() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    feed.send(&world, &users.puts(1..=3)).await;
+    for table in ["user_view", "user_view_deleted"] {
+        world.sql(&format!("alter table {table} rename user_id to number")).await;
+    }
+    rebuild(&world, &feed, &[]).await.expect("a rebuild");
+    world.shows("views_2.user_view", &users.as_view()).await;
+}
+
 /// Compaction left one end: that of the earlier snapshot, in a partition that the later one has no row in.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rebuild_waits_for_no_snapshot_that_a_later_one_replaced() {
