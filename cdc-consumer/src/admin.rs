@@ -98,6 +98,8 @@ mod tests {
             reasons: vec!["database: <away>".to_owned()],
             generation: Some(1),
             fetch_pauses: 0,
+            held_records: 0,
+            held_bytes: 0,
             partitions: vec![PartitionStatus {
                 topic: "user-events".to_owned(),
                 partition: 2,

@@ -194,16 +194,14 @@ impl Session {
             self.board.revoked(partition);
         }
         let Self { held, owned, .. } = self;
-        let held_before = held.len();
-        held.retain(|message| {
+        let forgot_some = held.retain(|message| {
             let record = source::record(message);
             let partition = Partition { topic: record.topic.to_owned(), number: record.partition };
             owned.contains_key(&partition)
         });
-        if held.len() < held_before {
+        if forgot_some {
             // Perhaps nobody waits for that schema any more.
             self.schemas.forget();
-            self.decode_held()?;
         }
         if !partitions.is_empty() {
             tracing::info!(kafka.partitions = listed(partitions), "partitions given up");

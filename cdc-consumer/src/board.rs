@@ -26,6 +26,7 @@ struct State {
     partitions: BTreeMap<(String, i32), PartitionState>,
     totals: Vec<Outcome>,
     fetch_pauses: u64,
+    held: (usize, usize),
     broker_trouble: bool,
     missing_topics: String,
     ownership_unknown: bool,
@@ -65,6 +66,9 @@ pub struct Status {
     pub generation: Option<i32>,
     /// How often fetching was stopped since the process started, because nothing could be taken.
     pub fetch_pauses: u64,
+    /// Records that wait in memory for a schema, and their bytes.
+    pub held_records: usize,
+    pub held_bytes: usize,
     pub partitions: Vec<PartitionStatus>,
     pub views: Vec<ViewStatus>,
 }
@@ -82,6 +86,7 @@ impl Board {
         let mut state = self.state();
         state.generation = Some(generation);
         state.partitions.clear();
+        state.held = (0, 0);
         state.ownership_unknown = false;
         // What the last session waited for when it ended is not this one's.
         self.readiness.clear("database");
@@ -175,6 +180,11 @@ impl Board {
         metrics::fetching_paused();
     }
 
+    /// So much is held back until a schema is known.
+    pub fn holding(&self, records: usize, bytes: usize) {
+        self.state().held = (records, bytes);
+    }
+
     /// A batch is in the database.
     pub fn applied(&self, applied: &Applied) {
         let now = SystemTime::now();
@@ -226,6 +236,8 @@ impl Board {
             reasons,
             generation: state.generation,
             fetch_pauses: state.fetch_pauses,
+            held_records: state.held.0,
+            held_bytes: state.held.1,
             partitions: partitions.collect(),
             views: views
                 .map(|(view, records)| ViewStatus { view: view.clone(), records: *records })

@@ -51,6 +51,7 @@ pub mod writer;
 
 mod assignment;
 mod group;
+mod held;
 mod kafka_admin;
 pub mod pipeline;
 pub mod recovery;

@@ -27,6 +27,7 @@ use crate::config::{LimitSettings, RunSettings};
 use crate::database::{Database, Place};
 use crate::decode::{Decoded, Decoder, Record, View, topics};
 use crate::group::Rebalance;
+use crate::held::Held;
 use crate::metrics;
 use crate::offsets::{Partition, PartitionRef, Progress};
 use crate::pipeline::SessionError;
@@ -46,8 +47,6 @@ const COMMIT_EVERY: Duration = Duration::from_millis(500);
 /// When nothing could be taken for this long: stop fetching, but go on polling, to stay in the group. Not
 /// sooner: librdkafka takes up to a second to fetch again.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
-/// Records held back while a schema is fetched.
-const HELD_MAX: usize = 1000;
 
 /// A partition we own.
 pub(crate) struct Owned {
@@ -69,7 +68,7 @@ pub(crate) struct Session {
     pub(crate) writers: Vec<WriterLink>,
     pub(crate) reports: Receiver<(usize, Report)>,
     pub(crate) owned: HashMap<Partition, Owned>,
-    pub(crate) held: VecDeque<OwnedMessage>,
+    pub(crate) held: Held,
     /// Announced by librdkafka and not yet carried out, oldest first.
     pub(crate) rebalances: VecDeque<Rebalance>,
     pub(crate) uncommitted: HashMap<Partition, i64>,
@@ -111,7 +110,7 @@ impl Session {
             writers: parts.writers,
             reports: parts.reports,
             owned: HashMap::new(),
-            held: VecDeque::new(),
+            held: Held::default(),
             rebalances: VecDeque::new(),
             uncommitted: HashMap::new(),
             committed_at: Instant::now(),
@@ -151,6 +150,7 @@ impl Session {
             self.look_around_when_due()?;
             self.rebalance()?;
             self.learn_schema()?;
+            self.decode_held()?;
             if !self.wait_for_room()? {
                 self.poll()?;
             }
@@ -186,20 +186,28 @@ impl Session {
 
     fn poll_wait(&self) -> Duration {
         let building = self.writers.iter().any(|writer| !writer.building.is_empty());
-        if building || self.schemas.waiting() { BUSY_WAIT } else { IDLE_WAIT }
+        if building || !self.held.is_empty() { BUSY_WAIT } else { IDLE_WAIT }
     }
 
     fn full(&self) -> bool {
-        self.held.len() >= HELD_MAX || self.writers.iter().any(|writer| writer.full(&self.limits))
+        self.held.full(self.limits.batch_bytes_max.get()) || self.batch_full()
+    }
+
+    fn batch_full(&self) -> bool {
+        self.writers.iter().any(|writer| writer.full(&self.limits))
     }
 
     /// With a full batch that its writer has no room for: waits for a report instead of reading on.
-    /// Returns whether it waited.
+    /// Returns whether nothing may be read yet.
     fn wait_for_room(&mut self) -> Result<bool, SessionError> {
         for writer in &mut self.writers {
             if writer.full(&self.limits) {
                 writer.hand_over();
             }
+        }
+        // What was held back comes first.
+        if !self.held.is_empty() && !self.schemas.waiting() && !self.batch_full() {
+            return Ok(true);
         }
         if !self.full() {
             self.stuck_since = None;
@@ -282,18 +290,20 @@ impl Session {
         let Some((id, schema)) = self.schemas.arrived()? else { return Ok(()) };
         self.check_tables()?;
         self.decoder.learn(id, schema);
-        self.decode_held()
+        Ok(())
     }
 
-    /// Decodes what was held back, up to the first record whose schema is not known.
-    pub(crate) fn decode_held(&mut self) -> Result<(), SessionError> {
-        while let Some(message) = self.held.pop_front() {
+    /// Decodes what was held back, up to the first record whose schema is not known, or until a batch is full.
+    fn decode_held(&mut self) -> Result<(), SessionError> {
+        while !self.schemas.waiting() && !self.batch_full() {
+            let Some(message) = self.held.pop_front() else { break };
             if let Decoded::NeedsSchema(id) = self.decode(&source::record(&message))? {
                 self.held.push_front(message);
                 self.schemas.fetch(id, &self.runtime);
-                break;
             }
         }
+        let (records, bytes) = self.held.size();
+        self.board.holding(records, bytes);
         Ok(())
     }
 

@@ -1,8 +1,9 @@
 //! The schema registry comes, goes and learns.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use crate::harness::consumer::{Consumer, total};
+use crate::harness::consumer::{Consumer, Process, total};
 use crate::harness::feed::Feed;
 use crate::harness::proxy::{Mode, Proxy};
 use crate::harness::source::{Users, user_feed, user_fields, user_views, wider_user_feed};
@@ -63,6 +64,119 @@ async fn a_backlog_that_waits_a_moment_for_its_schema_goes_on_being_fetched() {
     world.shows("user_view", &users.as_view()).await;
     assert_eq!(consumer.board.status().fetch_pauses, 0);
     consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_held_back_for_a_schema_has_a_limit_in_bytes_and_becomes_batches_of_usual_size() {
+    let world = World::new().await;
+    let (proxy, url) = behind_proxy(&world).await;
+    proxy.set(Mode::Refuse);
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    feed.send(&world, &users.puts(1..=800)).await;
+    let options = [&url, "--writers=1", "--batch-records-max=50", "--batch-bytes-max=100000"];
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &options);
+    wait_until("the limit to be reached", SOON, || async {
+        let status = consumer.board.status();
+        if status.held_bytes >= 100_000 { Ok(()) } else { Err(format!("{status:?}")) }
+    })
+    .await;
+    holds_at_most(&consumer, 799, 101_000).await;
+
+    proxy.set(Mode::Forward);
+    world.shows("user_view", &users.as_view()).await;
+    let largest = "select max(count) from (
+        select count(*) from user_view group by xmin::text) as transactions";
+    let largest = world.text(largest).await;
+    assert!(largest.parse::<i64>().is_ok_and(|rows| rows <= 50), "{largest} rows at once");
+    consumer.stop().await;
+}
+
+/// For three seconds.
+async fn holds_at_most(consumer: &Consumer, records: usize, bytes: usize) {
+    let end = Instant::now() + Duration::from_secs(3);
+    wait_until("three seconds to go by", SOON, || async {
+        let status = consumer.board.status();
+        let held = (status.held_records, status.held_bytes);
+        assert!(held.0 <= records && held.1 <= bytes, "{held:?}");
+        if Instant::now() > end { Ok(()) } else { Err(String::new()) }
+    })
+    .await;
+}
+
+/// Waits until a member has so many partitions. Returns the number of the first.
+async fn has_partitions(member: &Consumer, count: usize) -> i32 {
+    wait_until(&format!("{count} partitions"), SOON, || async {
+        let found = member.board.status().partitions.len();
+        if found == count { Ok(()) } else { Err(format!("{found}")) }
+    })
+    .await;
+    member.board.status().partitions[0].partition
+}
+
+async fn pauses(member: &Consumer) {
+    wait_until("fetching to be paused", SOON, || async {
+        let status = member.board.status();
+        if status.fetch_pauses > 0 { Ok(()) } else { Err(format!("{status:?}")) }
+    })
+    .await;
+}
+
+/// Puts users into one partition.
+async fn send_to(world: &World, feed: &Feed, number: i32, users: &mut Users, ids: Range<i64>) {
+    let events = users.puts(ids);
+    let messages = events.iter().map(|event| feed.message(event).to(number));
+    world.send(&feed.topic, messages.collect()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_that_come_while_fetching_is_paused_wait_as_the_others_do() {
+    let world = World::new().await;
+    let (proxy, url) = behind_proxy(&world).await;
+    proxy.set(Mode::Refuse);
+    let feed = user_feed(&world, 2).await;
+    let views = user_views(&feed.topic);
+    let mut users = Users::default();
+    let member = Consumer::start(&world, &views, &[&url]);
+    has_partitions(&member, 2).await;
+    let other = Process::start(&world, &views, 1, &[]);
+    let first = has_partitions(&member, 1).await;
+    send_to(&world, &feed, first, &mut users, 1..1500).await;
+    pauses(&member).await;
+
+    other.kill();
+    send_to(&world, &feed, 1 - first, &mut users, 2000..4000).await;
+    has_partitions(&member, 2).await;
+    holds_at_most(&member, 1000, usize::MAX).await;
+
+    proxy.set(Mode::Forward);
+    world.shows("user_view", &users.as_view()).await;
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_given_up_while_fetching_is_paused_is_read_again_when_it_comes_back() {
+    let world = World::new().await;
+    let (proxy, url) = behind_proxy(&world).await;
+    proxy.set(Mode::Refuse);
+    let feed = user_feed(&world, 2).await;
+    let views = user_views(&feed.topic);
+    let mut users = Users::default();
+    send_to(&world, &feed, 0, &mut users, 1..1500).await;
+    send_to(&world, &feed, 1, &mut users, 2000..3500).await;
+    let member = Consumer::start(&world, &views, &[&url]);
+    pauses(&member).await;
+    let other = Consumer::start(&world, &views, &[]);
+    has_partitions(&member, 1).await;
+    proxy.set(Mode::Forward);
+    world.shows("user_view", &users.as_view()).await;
+
+    other.stop().await;
+    has_partitions(&member, 2).await;
+    send_to(&world, &feed, 0, &mut users, 1..10).await;
+    send_to(&world, &feed, 1, &mut users, 2000..2010).await;
+    world.shows("user_view", &users.as_view()).await;
+    member.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
