@@ -18,7 +18,7 @@ use crate::offsets::{Partition, Progress};
 use crate::pipeline::SessionError;
 use crate::recovery::{self, Recovery};
 use crate::session::{Owned, Session};
-use crate::source::{self, BrokerOffsets, GroupConsumer, SourceError};
+use crate::source::{self, BrokerOffsets, Flow, GroupConsumer, SourceError};
 use crate::takeover;
 use crate::writer::WriterLink;
 
@@ -46,6 +46,9 @@ impl Session {
             self.owned.insert(partition.clone(), Owned { progress, writer, delivered: false });
         }
         source::assign(&self.consumer, &starts)?;
+        if self.paused {
+            source::set_flow(&self.consumer, partitions, Flow::Pause)?;
+        }
         if !partitions.is_empty() {
             tracing::info!(kafka.partitions = listed(partitions), "partitions assigned");
         }
@@ -188,6 +191,10 @@ impl Session {
     pub(crate) fn revoke(&mut self, partitions: &[Partition]) -> Result<(), SessionError> {
         self.settle()?;
         self.commit(CommitMode::Async);
+        if self.paused {
+            // librdkafka remembers it, and whoever gets the partition back would wait for its records for ever.
+            source::set_flow(&self.consumer, partitions, Flow::Resume)?;
+        }
         source::unassign(&self.consumer, partitions)?;
         for partition in partitions {
             self.owned.remove(partition);
