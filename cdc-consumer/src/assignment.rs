@@ -81,10 +81,10 @@ impl Session {
     /// However long a previous owner stands still: only being told to stop cuts the wait short. What the
     /// server makes of the question then is no harm, the next owner asks anew.
     fn stored_progress(&mut self, wanted: &Wanted) -> Result<Progress, SessionError> {
-        let Self { control, database, place, owner, runtime, shutdown, .. } = self;
+        let Self { control, database, place, owner, board, runtime, shutdown, .. } = self;
         let acquired = async {
             let connection = database.connected(control, place.generation).await?;
-            Ok(takeover::acquire(connection, wanted, owner).await?)
+            Ok(takeover::acquire(connection, wanted, owner, board).await?)
         };
         unless_stopped(runtime, shutdown, acquired)
     }

@@ -1,6 +1,6 @@
 //! What the process knows of itself, for the status page, the metrics and readiness.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -30,6 +30,8 @@ struct State {
     broker_trouble: bool,
     missing_topics: String,
     ownership_unknown: bool,
+    /// Writers whose batches wait for the database.
+    waiting_writers: BTreeSet<usize>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -88,6 +90,7 @@ impl Board {
         state.partitions.clear();
         state.held = (0, 0);
         state.ownership_unknown = false;
+        state.waiting_writers.clear();
         // What the last session waited for when it ended is not this one's.
         self.readiness.clear("database");
         self.readiness.clear("ownership");
@@ -166,11 +169,34 @@ impl Board {
         self.readiness.block("ownership", error);
     }
 
+    /// A partition that shall be ours is locked by its previous owner.
+    pub fn waits_for_owner(&self, partition: &Partition) {
+        self.state().ownership_unknown = true;
+        let reason = format!("a previous owner still changes rows of {partition}");
+        self.readiness.block("ownership", reason);
+    }
+
     /// They are.
     pub fn ownership_known(&self) {
         if std::mem::take(&mut self.state().ownership_unknown) {
             tracing::info!("the database says again whose partitions are");
             self.readiness.clear("ownership");
+        }
+    }
+
+    /// A writer's batch waits for the database.
+    pub fn writer_waits(&self, writer: usize, reason: String) {
+        let mut state = self.state();
+        state.waiting_writers.insert(writer);
+        self.readiness.block("database", reason);
+    }
+
+    /// It was applied. Another writer's may still wait.
+    pub fn writer_goes_on(&self, writer: usize) {
+        let mut state = self.state();
+        state.waiting_writers.remove(&writer);
+        if state.waiting_writers.is_empty() {
+            self.readiness.clear("database");
         }
     }
 
@@ -257,5 +283,27 @@ impl Outcome {
         self.stale += other.stale;
         self.ignored += other.ignored;
         self.quarantined += other.quarantined;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_is_ready_only_when_none_of_its_writers_waits() {
+        let board = Board::new([], Readiness::new());
+        board.writer_waits(0, "away".to_owned());
+        board.writer_waits(1, "away".to_owned());
+        board.writer_waits(0, "still away".to_owned());
+        board.writer_goes_on(0);
+        assert_eq!(board.readiness.reasons(), ["database: still away"]);
+        board.writer_goes_on(1);
+        assert!(board.readiness.reasons().is_empty());
+        board.writer_waits(1, "away".to_owned());
+        board.begin(2);
+        board.writer_waits(0, "away".to_owned());
+        board.writer_goes_on(0);
+        assert!(board.readiness.reasons().is_empty());
     }
 }

@@ -194,7 +194,7 @@ async fn prepare(
             number,
             database: database.clone(),
             target: Arc::clone(&target),
-            readiness: board.readiness.clone(),
+            board: board.clone(),
             reports: report.clone(),
         };
         WriterLink::new(sender, tokio::spawn(writer.run(receiver)), &views)

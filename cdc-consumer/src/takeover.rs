@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use sqlx::{PgConnection, Row};
 
+use crate::board::Board;
 use crate::database::IDLE_IN_TRANSACTION_MAX;
 use crate::fence::{self, FenceError, Wanted};
 use crate::offsets::Progress;
@@ -15,11 +16,13 @@ use crate::offsets::Progress;
 /// No acquisition waits as long for its locks: the database is away, and nobody said so.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
 
-/// [`fence::acquire`], however long a previous owner has been standing still.
+/// [`fence::acquire`], however long a previous owner has been standing still. Meanwhile nothing is read of the
+/// other partitions either, so we are not ready.
 pub(crate) async fn acquire(
     connection: &mut PgConnection,
     wanted: &Wanted,
     owner: &str,
+    board: &Board,
 ) -> Result<Progress, FenceError> {
     loop {
         let asked = fence::acquire(connection, wanted, owner);
@@ -31,13 +34,19 @@ pub(crate) async fn acquire(
             Err(FenceError::Acquire { partition, source }) if lock_not_available(&source) => {
                 let ended = end_silent_copies(connection).await;
                 let ended = ended.map_err(|source| FenceError::Acquire { partition, source })?;
+                board.waits_for_owner(&wanted.partition);
                 tracing::warn!(
                     kafka.partition = %wanted.partition,
                     ended,
                     "a previous owner still changes rows of this partition, waiting for it"
                 );
             }
-            other => return other,
+            other => {
+                if other.is_ok() {
+                    board.ownership_known();
+                }
+                return other;
+            }
         }
     }
 }

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use service::health::Readiness;
 use sqlx::PgConnection;
 use tokio::sync::mpsc::Receiver;
 
 use crate::apply::{self, Applied, ApplyError, Attempt, Care, Target};
 use crate::batch::Batch;
+use crate::board::Board;
 use crate::config::LimitSettings;
 use crate::database::{Database, DatabaseError, answered};
 use crate::decode::View;
@@ -116,7 +116,7 @@ pub struct Writer {
     pub number: usize,
     pub database: Database,
     pub target: Arc<Target>,
-    pub readiness: Readiness,
+    pub board: Board,
     pub reports: Sender<(usize, Report)>,
 }
 
@@ -204,13 +204,13 @@ impl Writer {
         if backoff.fresh() {
             tracing::warn!(error, "a batch waits for the database");
         }
-        self.readiness.block("database", error);
+        self.board.writer_waits(self.number, error);
     }
 
     fn recovered(&self, backoff: &Backoff) {
         if !backoff.fresh() {
             tracing::info!("the database takes batches again");
-            self.readiness.clear("database");
+            self.board.writer_goes_on(self.number);
         }
     }
 }

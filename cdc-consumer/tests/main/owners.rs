@@ -101,6 +101,62 @@ async fn a_consumer_that_waits_for_another_owner_ends_when_it_is_told_to() {
     next.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_that_waits_for_another_owner_is_not_ready() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let views = user_views(&feed.topic);
+    let mut users = Users::default();
+    let first = Consumer::start(&world, &views, &[]);
+    feed.send(&world, &users.puts(1..=20)).await;
+    world.drained(&feed.topic, 2).await;
+    first.stop().await;
+
+    let mut owner = world.db().await;
+    let lock = "begin; select from cdc_offset where partition = 1 for update";
+    sqlx::raw_sql(lock).execute(&mut owner).await.expect("a lock");
+    let waiting = Consumer::start(&world, &views, &[]);
+    waiting.complains("ownership: a previous owner still changes rows of").await;
+    drop(owner);
+    waiting.ready().await;
+    waiting.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_batches_are_finished_before_their_partitions_are_given_up() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let views = user_views(&feed.topic);
+    let mut users = Users::default();
+    let options = ["--writers=1", "--batch-records-max=20"];
+    let member = Consumer::start(&world, &views, &options);
+    feed.send(&world, &users.puts(1..=20)).await;
+    world.drained(&feed.topic, 2).await;
+
+    // Four and a half seconds for each of the two partitions in a batch.
+    world
+        .sql(
+            "create function slow() returns trigger language plpgsql
+                 as $$ begin perform pg_sleep(4.5); return new; end $$;
+             create trigger slow before update on cdc_offset for each row
+                 when (old.next_offset < new.next_offset) execute function slow()",
+        )
+        .await;
+    feed.send(&world, &users.puts(1..=100)).await;
+    let other = Consumer::start(&world, &views, &options);
+    wait_until("a partition to be given up", SOON * 2, || async {
+        let found = other.board.status().partitions.len();
+        if found == 1 { Ok(()) } else { Err(format!("{found}")) }
+    })
+    .await;
+    world.sql("drop trigger slow on cdc_offset").await;
+    world.shows("user_view", &users.as_view()).await;
+    // Whoever could not finish would have begun anew, with a new epoch of what it kept.
+    assert_eq!(world.text("select sum(epoch) from cdc_offset").await, "3");
+    member.stop().await;
+    other.stop().await;
+}
+
 /// A process that has applied twenty rows and whose next batch hangs on its way to the database.
 async fn with_a_batch_held(world: &World, feed: &Feed, users: &mut Users) -> (Process, Proxy) {
     let proxy = Proxy::to(&world.database_address()).await;
