@@ -20,10 +20,17 @@ use crate::recovery::{self, Recovery};
 use crate::session::{Owned, Session};
 use crate::source::{self, BrokerOffsets, Flow, GroupConsumer, SourceError};
 use crate::takeover;
-use crate::writer::WriterLink;
+use crate::writer::{ATTEMPT_MAX, WriterLink};
 
-/// How long batches under way may take when partitions must be given up or the process ends.
-const SETTLE_MAX: Duration = Duration::from_secs(10);
+/// How long batches under way may take when the process ends.
+const LEAVE_MAX: Duration = Duration::from_secs(10);
+/// ... and when partitions must be given up: it is well below the time after which librdkafka takes a member
+/// that does not poll for dead, five minutes.
+const GIVE_UP_MAX: Duration = Duration::from_mins(2);
+/// ... without one of them being done: as long as a writer gives its first attempt.
+const GIVE_UP_SILENT_MAX: Duration = ATTEMPT_MAX;
+/// Pause between two looks at whether the process is to end, meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Pause between two looks at whether our partitions are still ours, while nothing is applied.
 const CHECK_EVERY: Duration = Duration::from_secs(3);
 /// Whoever does not answer this question in time will be asked again.
@@ -216,18 +223,30 @@ impl Session {
         Ok(())
     }
 
-    /// Hands over every batch being built and waits until all are applied.
+    /// Hands over every batch being built and waits until all are applied. Slow batches are waited for while
+    /// one after the other is done: given up, they would be applied once more, as slowly.
     fn settle(&mut self) -> Result<(), SessionError> {
-        let deadline = Instant::now() + SETTLE_MAX;
+        let leaving = self.shutdown.is_cancelled();
+        let (silent_max, max) =
+            if leaving { (LEAVE_MAX, LEAVE_MAX) } else { (GIVE_UP_SILENT_MAX, GIVE_UP_MAX) };
+        let last = Instant::now() + max;
+        let mut deadline = Instant::now() + silent_max;
         loop {
             self.writers.iter_mut().for_each(WriterLink::hand_over);
             let idle = |writer: &WriterLink| writer.under_way == 0 && writer.building.is_empty();
             if self.writers.iter().all(idle) {
                 return Ok(());
             }
+            if self.shutdown.is_cancelled() && !leaving {
+                return Err(SessionError::Stopped);
+            }
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.reports.recv_timeout(left) {
-                Ok((writer, report)) => self.on_report(writer, report)?,
+            match self.reports.recv_timeout(left.min(LOOK_EVERY)) {
+                Ok((writer, report)) => {
+                    self.on_report(writer, report)?;
+                    deadline = last.min(Instant::now() + silent_max);
+                }
+                Err(RecvTimeoutError::Timeout) if left > LOOK_EVERY => {}
                 Err(RecvTimeoutError::Timeout) => return Err(SessionError::WriterStuck),
                 Err(RecvTimeoutError::Disconnected) => return Err(SessionError::WriterDied),
             }

@@ -31,7 +31,7 @@ const WORTH_A_TRANSACTION: usize = 250;
 /// An attempt that takes longer is given up: the database may be gone without a word. Longer than a server
 /// waits for a client inside a transaction, whose locks the next attempt needs. Whatever was only slow, or
 /// waited for somebody's lock, has twice the time with each new attempt.
-const ATTEMPT_MAX: Duration = Duration::from_secs(20);
+pub(crate) const ATTEMPT_MAX: Duration = Duration::from_secs(20);
 
 /// What came of a batch.
 #[derive(Debug)]

@@ -240,9 +240,9 @@ impl Process {
         rustix::process::kill_process(pid, signal).expect("a process of ours takes signals");
     }
 
-    /// Waits for a line in its log.
+    /// Waits for a line in its log: perhaps until it has waited in vain itself.
     pub(crate) async fn says(&self, text: &str) {
-        wait_until(text, SOON, || async {
+        wait_until(text, SOON * 2, || async {
             let log = std::fs::read_to_string(&self.log).expect("its log");
             if log.contains(text) { Ok(()) } else { Err(log) }
         })
