@@ -36,7 +36,7 @@ const CHECK_EVERY: Duration = Duration::from_secs(3);
 /// Whoever does not answer this question in time will be asked again.
 const CHECK_MAX: Duration = Duration::from_secs(2);
 /// A database that does not tell what its tables look like in this time ends the session.
-const TABLES_MAX: Duration = Duration::from_secs(10);
+pub(crate) const TABLES_MAX: Duration = Duration::from_secs(10);
 
 impl Session {
     /// Takes over partitions: asks the database where each continues, then reads from there.

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 
-use crate::database::{Database, DatabaseError, Generation};
+use crate::database::{Database, DatabaseError, Generation, answered};
 use crate::decode::View;
 use crate::metrics;
 use crate::recovery::Rounds;
 
 /// Pause between two rounds.
 const EVERY: Duration = Duration::from_secs(10);
+/// A round that takes longer is given up, and the next one has a new connection.
+const ROUND_MAX: Duration = Duration::from_secs(10);
 
 /// Zero is told as well as any other number: a gauge that stays away alarms nobody.
 const COUNT: &str = "
@@ -36,7 +38,8 @@ pub(crate) async fn run(database: Database, generation: Generation, views: Arc<V
     let mut connection = None;
     let mut rounds = Rounds::default();
     loop {
-        match round(&database, generation, &tables, &mut connection).await {
+        let counted = round(&database, generation, &tables, &mut connection);
+        match answered(ROUND_MAX, counted).await {
             Ok(()) => rounds.done(),
             Err(error) => {
                 connection = None;

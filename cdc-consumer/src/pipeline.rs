@@ -13,10 +13,11 @@ use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::{ApplyError, Target};
+use crate::assignment::TABLES_MAX;
 use crate::board::Board;
 use crate::catalog::{CatalogError, Table};
 use crate::config::RunSettings;
-use crate::database::{Database, DatabaseError, Generation, Place, schema_of};
+use crate::database::{Database, DatabaseError, Generation, Place, answered, schema_of};
 use crate::decode::{DecodeError, View};
 use crate::fence::FenceError;
 use crate::group::Group;
@@ -176,10 +177,11 @@ async fn prepare(
     let registry = Registry::new(&settings.registry)?;
     let place = match place {
         Some(place) => place,
-        None => Place::published(database.current_generation().await?),
+        None => Place::published(answered(TABLES_MAX, database.current_generation()).await?),
     };
     let Place { generation, .. } = place;
-    let views = Arc::new(views(&database, generation, specs).await?);
+    let views = answered(TABLES_MAX, views(&database, generation, specs)).await?;
+    let views = Arc::new(views);
     board.begin(generation);
 
     let dead_letters_max = i64::from(settings.limits.dead_letters_max);

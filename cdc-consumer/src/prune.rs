@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 
-use crate::database::{Database, DatabaseError, Generation};
+use crate::database::{Database, DatabaseError, Generation, answered};
 use crate::decode::View;
 use crate::recovery::Rounds;
 use crate::sql;
@@ -14,6 +14,8 @@ use crate::sql;
 const EVERY: Duration = Duration::from_mins(10);
 /// Keys forgotten by one statement: short transactions, so that no batch waits long.
 const KEYS_MAX: i64 = 10_000;
+/// A statement that takes longer is given up, with the rest of its round.
+const STATEMENT_MAX: Duration = Duration::from_mins(1);
 
 /// Forgets deleted keys older than `kept`, round after round, until dropped. What fails is tried again in
 /// the next round: nothing waits for it.
@@ -49,9 +51,7 @@ async fn round(
 ) -> Result<(), PruneError> {
     let mut connection = database.connect_to(generation).await?;
     for view in views {
-        let forgotten = prune(&mut connection, &sql::prune(&view.table), kept)
-            .await
-            .map_err(|error| PruneError::Delete(view.table.name.clone(), error))?;
+        let forgotten = prune(&mut connection, view, kept).await?;
         if forgotten > 0 {
             tracing::info!(table = view.table.name, keys = forgotten, "forgot old deleted keys");
         }
@@ -61,16 +61,18 @@ async fn round(
 
 async fn prune(
     connection: &mut PgConnection,
-    statement: &str,
+    view: &View,
     kept: Duration,
-) -> Result<u64, sqlx::Error> {
+) -> Result<u64, PruneError> {
+    let statement = sql::prune(&view.table);
     let mut total = 0;
     loop {
-        let done = sqlx::query(statement)
-            .bind(kept.as_secs_f64())
-            .bind(KEYS_MAX)
-            .execute(&mut *connection)
-            .await?;
+        let deleted = async {
+            let query = sqlx::query(&statement).bind(kept.as_secs_f64()).bind(KEYS_MAX);
+            let deleted = query.execute(&mut *connection).await;
+            deleted.map_err(|error| PruneError::Delete(view.table.name.clone(), error))
+        };
+        let done = answered(STATEMENT_MAX, deleted).await?;
         total += done.rows_affected();
         if done.rows_affected() < KEYS_MAX.unsigned_abs() {
             return Ok(total);

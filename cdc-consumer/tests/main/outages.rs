@@ -176,3 +176,47 @@ async fn shows_lags(address: SocketAddr, lag: &str) {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_are_counted_on_after_the_database_fell_silent() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let proxy = Proxy::to(&world.database_address()).await;
+    let address = free_address();
+    let listen = format!("--consumer-listen={address}");
+    let options = [&proxy.database_flag(&world), &listen];
+    let _process = Process::start(&world, &user_views(&feed.topic), 1, &options.map(|it| &**it));
+    shows_open_letters(address, "0").await;
+    proxy.silence();
+    world
+        .sql(
+            "insert into cdc_dead_letter (view_name, topic, partition, record_offset, reason, error)
+             values ('user_view', 'elsewhere', 0, 0, 'refused', 'none')",
+        )
+        .await;
+    shows_open_letters(address, "1").await;
+}
+
+async fn shows_open_letters(address: SocketAddr, count: &str) {
+    let line = format!("cdc_dead_letters_open{{view=\"user_view\",reason=\"refused\"}} {count}");
+    // A round that is given up, and the pauses before and after it.
+    wait_until(&line, SOON * 2, || async {
+        let metrics = metrics(address).await?;
+        if metrics.lines().any(|shown| shown == line) { Ok(()) } else { Err(metrics) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_does_not_say_where_the_views_are_is_asked_again() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut db = world.db().await;
+    let lock = "begin; lock table public.cdc_generation in access exclusive mode";
+    sqlx::raw_sql(lock).execute(&mut db).await.expect("a lock");
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    consumer.complains("session: the database did not answer").await;
+    drop(db);
+    consumer.ready().await;
+    consumer.stop().await;
+}
