@@ -36,6 +36,7 @@ pub const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 const DEADLOCK: &str = "40P01";
 const LOCK_TIMEOUT: &str = "55P03";
+const READ_ONLY: &str = "25006";
 /// By the statement timeout.
 const CANCELED: &str = "57014";
 
@@ -93,11 +94,12 @@ async fn answer(
     timeout(limit, answered).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-/// Why the database cannot be used right now, for the readiness probe; nothing if it answers.
+/// Why the database cannot be used right now, for the readiness probe; nothing if it takes changes.
 pub async fn reasons(pool: PgPool) -> Vec<String> {
-    let answered = timeout(PROBE_TIMEOUT, sqlx::query("select 1").execute(&pool)).await;
-    match answered {
-        Ok(Ok(_)) => vec![],
+    let asked = sqlx::query_scalar("select current_setting('transaction_read_only')::bool");
+    match timeout(PROBE_TIMEOUT, asked.fetch_one(&pool)).await {
+        Ok(Ok(false)) => vec![],
+        Ok(Ok(true)) => vec!["database: only reads".to_owned()],
         Ok(Err(error)) => {
             tracing::debug!(%error, "readiness probe failed");
             vec!["database: does not accept queries".to_owned()]
@@ -156,9 +158,12 @@ fn unavailable(error: sqlx::Error) -> Problem {
 }
 
 /// Whether the same statement may succeed later: connections lost (class 08), resources short
-/// (53), shutdown, restart or timeout (57), serialization failure and deadlock (40), a lock held.
+/// (53), shutdown, restart or timeout (57), trouble of the system (58), serialization failure and deadlock (40),
+/// a lock held, a server that only reads: after a failover, a standby that the address still leads to.
 fn is_passing(sqlstate: &str) -> bool {
-    ["08", "40", "53", "57", LOCK_TIMEOUT].iter().any(|class| sqlstate.starts_with(class))
+    ["08", "40", "53", "57", "58", LOCK_TIMEOUT, READ_ONLY]
+        .iter()
+        .any(|class| sqlstate.starts_with(class))
 }
 
 #[cfg(test)]
@@ -174,7 +179,16 @@ mod tests {
         ] {
             assert_eq!(problem(error).status().as_u16(), status);
         }
-        assert!(is_passing("57P03") && is_passing("40001") && !is_passing("23505"));
+        for (code, passing) in [
+            ("57P03", true),
+            ("40001", true),
+            ("58030", true),
+            ("25006", true),
+            ("23505", false),
+            ("25001", false),
+        ] {
+            assert_eq!(is_passing(code), passing, "{code}");
+        }
     }
 
     #[tokio::test]

@@ -101,6 +101,38 @@ async fn connections_that_vanish_are_replaced() {
     .await;
 }
 
+/// As a standby does after a failover, while the address still leads to it.
+#[tokio::test]
+async fn a_database_that_only_reads_is_503_to_who_writes_and_not_ready() {
+    with_api(async |writing| {
+        let id = created(&writing, &hong()).await.body["id"].clone();
+        let options = writing.pool.connect_options().as_ref().clone();
+        let mut url = sqlx::ConnectOptions::to_url_lossy(&options);
+        url.query_pairs_mut().append_pair("options", "-c default_transaction_read_only=on");
+        let pool = database::pool("test", &url.to_string().into(), CONNECTIONS).unwrap();
+        let api = Api::new(user_api::app(pool.clone()), pool.clone());
+        let path = format!("/api/users/{id}");
+        assert_eq!(api.get(&path).await.status, 200);
+        for answer in [
+            api.send("POST", "/api/users", &hong()).await,
+            api.send("PUT", &path, &hong()).await,
+            api.send("DELETE", &path, &Value::Null).await,
+        ] {
+            answer.is_problem(503, "unavailable");
+            assert!(answer.headers.contains_key("retry-after"));
+        }
+        let ready = api.get("/health/ready").await;
+        assert_eq!(
+            (ready.status.as_u16(), &ready.body["reasons"]),
+            (503, &json!(["database: only reads"]))
+        );
+
+        let refused = sqlx::query("delete from users").execute(&pool).await.unwrap_err();
+        assert!(!database::is_one_requests_fault(&refused), "{refused}");
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_pool_is_closed_in_time_though_a_connection_never_comes_back() {
     with_api(async |api| {
