@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod http;
 pub mod problem;
 pub mod server;
+mod write_limit;
 
 pub mod extract;
 pub mod fields;

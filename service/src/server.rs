@@ -16,6 +16,8 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::write_limit::WriteLimit;
+
 /// How long open requests may take to finish once shutdown began.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -23,8 +25,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// usually open.
 const CONNECTIONS_MAX: u32 = 900;
 
-/// How long a connection may be idle, or take for the head of a request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection may be idle, take for the head of a request, or take nothing of an answer.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why a listener could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -49,14 +51,14 @@ pub async fn serve(
     router: Router,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    serve_within(CONNECTIONS_MAX, HEAD_TIMEOUT, listener, router, shutdown).await;
+    serve_within(CONNECTIONS_MAX, CLIENT_TIMEOUT, listener, router, shutdown).await;
     Ok(())
 }
 
 /// What `axum::serve` does, but within limits, which it knows none of.
 async fn serve_within(
     connections_max: u32,
-    head_timeout: Duration,
+    client_timeout: Duration,
     listener: TcpListener,
     router: Router,
     shutdown: CancellationToken,
@@ -68,12 +70,13 @@ async fn serve_within(
         }
     });
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(head_timeout);
+    http.timer(TokioTimer::new()).header_read_timeout(client_timeout);
     let permits = Arc::new(Semaphore::new(connections_max as usize));
     let accept = async {
         while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
             let (stream, _) = Listener::accept(&mut listener).await;
             let service = TowerToHyperService::new(router.clone());
+            let stream = WriteLimit::new(stream, client_timeout);
             let connection = http.serve_connection(TokioIo::new(stream), service);
             let shutdown = shutdown.clone();
             tokio::spawn(async move {
@@ -161,6 +164,56 @@ mod tests {
             closed.read_to_string(&mut text).await.unwrap();
             assert!(!text.contains("answered"), "{text}");
         }
+        shutdown.cancel();
+        server.await.unwrap();
+    }
+
+    /// More than both sides' buffers hold.
+    #[tokio::test]
+    async fn a_connection_that_does_not_read_its_answer_is_closed_and_makes_room() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new()
+            .route("/long", get(|| async { vec![b'x'; 64 * 1024 * 1024] }))
+            .route("/", get(|| async { "answered" }));
+        let shutdown = CancellationToken::new();
+        let limit = Duration::from_millis(300);
+        let server = tokio::spawn(serve_within(1, limit, listener, router, shutdown.clone()));
+
+        let mut deaf = TcpStream::connect(address).await.unwrap();
+        deaf.write_all(b"GET /long HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut next = TcpStream::connect(address).await.unwrap();
+        let head = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        next.write_all(head).await.unwrap();
+        let mut answer = String::new();
+        let read = timeout(Duration::from_secs(20), next.read_to_string(&mut answer));
+        read.await.expect("there is room").unwrap();
+        assert!(answer.ends_with("answered"), "{answer}");
+        drop(deaf);
+        shutdown.cancel();
+        server.await.unwrap();
+    }
+
+    /// Slower than the limit in all.
+    #[tokio::test]
+    async fn a_connection_that_reads_slowly_gets_its_whole_answer() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().route("/", get(|| async { vec![b'x'; 64 * 1024 * 1024] }));
+        let shutdown = CancellationToken::new();
+        let limit = Duration::from_secs(1);
+        let server = tokio::spawn(serve_within(1, limit, listener, router, shutdown.clone()));
+
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        let head = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        slow.write_all(head).await.unwrap();
+        let (mut count, mut bytes) = (0, vec![0; 8 * 1024 * 1024]);
+        for _ in 0..8 {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            count += slow.read_exact(&mut bytes).await.unwrap();
+        }
+        count += slow.read_to_end(&mut vec![]).await.unwrap();
+        assert!(count > 64 * 1024 * 1024, "{count}");
         shutdown.cancel();
         server.await.unwrap();
     }
