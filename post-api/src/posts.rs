@@ -15,15 +15,12 @@ use service::together::Together;
 use service::{Json, Path, Problem, Query, database, together};
 use sqlx::PgPool;
 
-use crate::Service;
 use crate::post::{ChangedPost, NewPost, Post, PostBody, PostRow};
 use crate::waiting::until;
+use crate::{PAGE_BYTES_MAX, Service};
 
 const LIST_LIMIT_DEFAULT: i64 = 100;
 const LIST_LIMIT_MAX: i64 = 1000;
-/// Most bytes of posts in one answer, beyond which a page ends early: a thousand posts of 60 kB would be half of
-/// what a container may use.
-const PAGE_BYTES_MAX: i64 = 1024 * 1024;
 /// Most posts of one statement that reads for several requests: a post may have 60 kB.
 const READ_ROWS_MAX: usize = 50;
 

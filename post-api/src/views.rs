@@ -14,8 +14,8 @@ use service::{Path, Problem, Query, database, timestamp};
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
-use crate::Service;
 use crate::waiting::until;
+use crate::{PAGE_BYTES_MAX, Service};
 
 /// Most users in one answer, and how many a request gets that does not say. More follow under the
 /// address in the `Link` header.
@@ -47,6 +47,14 @@ struct UserRow {
     last_processed_at: Option<OffsetDateTime>,
 }
 
+impl UserRow {
+    /// The size of its text, as PostgreSQL counts it.
+    fn text_bytes(&self) -> usize {
+        let Self { name, email, department, status, .. } = self;
+        [name, email, department, status].into_iter().flatten().map(String::len).sum()
+    }
+}
+
 /// Users of one department.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -74,17 +82,29 @@ async fn users(
         UserRow,
         r#"select user_id as "id!", name, email, department, status,
              created_at, updated_at, version, last_processed_at
-         from user_view
-         where user_id > $1
-         order by user_id
-         limit $2"#,
+         from (
+             select *, coalesce(sum(text_bytes) over (
+                 order by user_id rows between unbounded preceding and 1 preceding), 0) as bytes_before
+             from (
+                 select *, coalesce(octet_length(name), 0) + coalesce(octet_length(email), 0)
+                     + coalesce(octet_length(department), 0) + coalesce(octet_length(status), 0)
+                     as text_bytes
+                 from user_view
+                 where user_id > $1
+                 order by user_id
+                 limit $2
+             ) as u
+         ) as u
+         where bytes_before <= $3
+         order by user_id"#,
         page.after(),
         page.fetch_limit(),
+        PAGE_BYTES_MAX,
     )
     .fetch_all(&service.pool)
     .await
     .map_err(database::problem)?;
-    Ok(page.answer(&uri, users, |user| user.id))
+    Ok(page.answer_within(PAGE_BYTES_MAX, &uri, users, |user| user.id, UserRow::text_bytes))
 }
 
 /// With `minVersion` the answer is at least as new as that version, or 504 if the view does not

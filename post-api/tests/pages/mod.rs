@@ -81,20 +81,45 @@ async fn a_page_of_long_posts_ends_early_and_links_to_the_rest() {
         .await
         .unwrap();
         for first in ["/api/posts?limit=30", "/api/posts/by-department/team?limit=30"] {
-            let (mut ids, mut sizes, mut path) = (vec![], vec![], first.to_owned());
-            loop {
-                let page = api.get(&path).await;
-                let posts = page.body.as_array().unwrap();
-                ids.extend(posts.iter().map(|post| post["id"].as_i64().unwrap()));
-                sizes.push(posts.len());
-                let Some(link) = page.headers.get("link") else { break };
-                let link = link.to_str().unwrap();
-                path = link.strip_prefix('<').unwrap().split('>').next().unwrap().to_owned();
-            }
+            let (ids, sizes) = walk(&api, first).await;
             // 17 times 60,000 bytes stay below a mebibyte.
             assert_eq!(sizes, [17, 17, 6]);
             assert_eq!(ids, (1..=40).collect::<Vec<i64>>());
         }
+    })
+    .await;
+}
+
+/// Ids on a page and those it links to, and how many each page has.
+async fn walk(api: &Api, first: &str) -> (Vec<i64>, Vec<usize>) {
+    let (mut ids, mut sizes, mut path) = (vec![], vec![], first.to_owned());
+    loop {
+        let page = api.get(&path).await;
+        let rows = page.body.as_array().unwrap();
+        ids.extend(rows.iter().map(|row| row["id"].as_i64().unwrap()));
+        sizes.push(rows.len());
+        let Some(link) = page.headers.get("link") else { return (ids, sizes) };
+        let link = link.to_str().unwrap();
+        path = link.strip_prefix('<').unwrap().split('>').next().unwrap().to_owned();
+    }
+}
+
+/// The view says nothing of how long a name is.
+#[tokio::test]
+async fn a_page_of_users_with_long_names_ends_early_and_links_to_the_rest() {
+    with_api(async |api| {
+        let mut view = consumer(&api).await;
+        sqlx::query(
+            "insert into views_1.user_view (user_id, name, email)
+             select number, repeat('가', 10000), repeat('e', 30000)
+             from generate_series(1, 40) as number",
+        )
+        .execute(&mut view)
+        .await
+        .unwrap();
+        let (ids, sizes) = walk(&api, "/api/posts/users").await;
+        assert_eq!(sizes, [17, 17, 6]);
+        assert_eq!(ids, (1..=40).collect::<Vec<i64>>());
     })
     .await;
 }
