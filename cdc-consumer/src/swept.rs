@@ -51,7 +51,9 @@ async fn remove_from(
         Err(error) if keys_differ(&error) => {
             tracing::warn!(
                 table = table.name,
-                "the key has other columns or types than in the views readers see: rows that an earlier                  snapshot swept there may be back in the new ones; compare these with the source                  (cdc-consumer verify)"
+                "the key has other columns or types than in the views readers see: rows that an earlier \
+                 snapshot swept there may be back in the new ones; compare these with the source \
+                 (`cdc-consumer verify`)"
             );
             Ok(0)
         }

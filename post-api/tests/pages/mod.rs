@@ -100,7 +100,7 @@ async fn walk(api: &Api, first: &str) -> (Vec<i64>, Vec<usize>) {
         sizes.push(rows.len());
         let Some(link) = page.headers.get("link") else { return (ids, sizes) };
         let link = link.to_str().unwrap();
-        path = link.strip_prefix('<').unwrap().split('>').next().unwrap().to_owned();
+        link.strip_prefix('<').unwrap().split('>').next().unwrap().clone_into(&mut path);
     }
 }
 
