@@ -133,11 +133,16 @@ async fn slow_batches_are_finished_before_their_partitions_are_given_up() {
     feed.send(&world, &users.puts(1..=20)).await;
     world.drained(&feed.topic, 2).await;
 
-    // Four and a half seconds for each of the two partitions in a batch.
+    // Ten seconds for each batch.
     world
         .sql(
-            "create function slow() returns trigger language plpgsql
-                 as $$ begin perform pg_sleep(4.5); return new; end $$;
+            "create function slow() returns trigger language plpgsql as $$ begin
+                 if current_setting('test.slowed', true) is distinct from txid_current()::text then
+                     perform set_config('test.slowed', txid_current()::text, false);
+                     perform pg_sleep(10);
+                 end if;
+                 return new;
+             end $$;
              create trigger slow before update on cdc_offset for each row
                  when (old.next_offset < new.next_offset) execute function slow()",
         )
