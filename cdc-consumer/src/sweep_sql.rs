@@ -107,3 +107,21 @@ fn key_text_is_known(table: &Table) -> bool {
     let mut types = table.key_columns().filter_map(|column| table.column_type(column));
     types.all(|key| key.enumeration || known.contains(&key.base.as_str()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn letters_name_their_rows_only_where_postgresql_spells_keys_as_they_do() {
+        let unknown = |keys: &[(&str, &str)]| {
+            let held = held(&Table::sample("t", keys.len(), keys));
+            !held.ends_with(" and l.key_text is null)")
+        };
+        assert!(!unknown(&[("a", "int8")]));
+        assert!(!unknown(&[("a", "text"), ("b", "int4")]));
+        for otherwise in ["bool", "bpchar", "citext", "numeric", "timestamptz", "inet", "float8"] {
+            assert!(unknown(&[("a", "int8"), ("b", otherwise)]), "{otherwise}");
+        }
+    }
+}
