@@ -42,8 +42,9 @@ async fn a_replay_under_a_running_consumer_moves_no_row_backward() {
     let (feed, users, events) = history(&world, 2).await;
     let consumer = Consumer::start(&world, &user_views(&feed.topic), &["--batch-records-max=7"]);
     world.drained(&feed.topic, 2).await;
-    world.audit().await;
+    // Removed by hand before anybody looks: it comes back with its first state, and goes forward from there.
     world.sql("delete from user_view where user_id = 5").await;
+    world.audit().await;
 
     let shown = offsets_reset(&world, &["--topic", &feed.topic]).await.expect("a dry run");
     assert!(shown.contains("nothing was changed"), "{shown}");
