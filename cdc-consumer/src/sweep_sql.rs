@@ -88,8 +88,8 @@ fn swept(table: &Table, rows: &str) -> String {
     )
 }
 
-/// What [`crate::fold::ViewBatch::key_text`] makes of key columns whose text is PostgreSQL's own. A column may
-/// have a collation that the text of a letter has not.
+/// What [`crate::fold::ViewBatch::key_text`] makes of key columns whose text is PostgreSQL's own. Text of columns
+/// with different collations has none to be compared by.
 fn key_text(columns: &[String]) -> String {
     let text = match columns {
         [only] => format!("{only}::text"),

@@ -100,13 +100,14 @@ async fn keys_that_postgresql_spells_differently_wait_behind_their_dead_letters_
 /// Three rounds of the sweeper.
 const SWEPT_BY_NOW: Duration = Duration::from_secs(7);
 
-/// Two collations cannot be compared, that of the letters and that of the key.
+/// Text made of two of them has none to be compared by.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rows_whose_keys_have_a_collation_of_their_own_are_swept() {
+async fn rows_whose_key_columns_have_collations_of_their_own_are_swept() {
     let world = World::new().await;
-    world.view("create table thing (id text collate \"C\" primary key, name text)", "thing").await;
+    let create = "create table thing (id text collate \"C\", name text collate \"POSIX\", primary key (id, name))";
+    world.view(create, "thing").await;
     let fields = json!([{"name": "id", "type": "string"}, {"name": "name", "type": "string"}]);
-    let feed = Feed::new(&world, 1, &fields, &["id"]).await;
+    let feed = Feed::new(&world, 1, &fields, &["id", "name"]).await;
     let views = format!("[[view]]\ntopic = '{}'\ntable = 'thing'\n", feed.topic);
     let consumer = Consumer::start(&world, &views, &[]);
     feed.send(&world, &["a", "b"].map(|id| Event::new("c", 8, price(id, "")))).await;
