@@ -90,9 +90,7 @@ async fn the_four_scenarios_work_with_the_commands_of_the_original() {
         let jang = create(&system, "1 create", CREATE_JANG).await;
         let new = create(&system, "1 create", CREATE_NEW).await;
         let last = create(&system, "1 create", CREATE_LAST).await;
-        assert_eq!(curl(VIEW).await.status, 200);
-        // Users who were there before may fill the first page.
-        let view = curl(&format!("{VIEW}?after={}", hong - 1)).await;
+        let view = list_from(VIEW, hong).await;
         let names = ["홍길동", "장웅", "new_장웅", "last_장웅"];
         for (id, name) in [hong, jang, new, last].into_iter().zip(names) {
             assert!(holds(&view, |user| user["id"] == id && user["name"] == name), "{view:?}");
@@ -134,8 +132,7 @@ async fn post(system: &System, author: i64, name: &str) -> i64 {
     assert_eq!(created.status, 201, "{created:?}");
     assert_eq!(created.body["author"]["name"], name, "{created:?}");
     system.report.time("2 post: request to enriched answer", started.elapsed());
-    let list = curl(BY_DEPARTMENT).await;
-    assert_eq!(list.status, 200, "{list:?}");
+    let list = list_from(BY_DEPARTMENT, created.id()).await;
     assert!(holds(&list, |post| post["id"] == created.id()), "{list:?}");
     created.id()
 }
@@ -148,7 +145,7 @@ async fn update(system: &System, hong: i64, old_post: i64) {
     let (seen, time) = system.http.visible(&url, VISIBLE_DEADLINE, shows).await;
     assert_eq!(seen.body["author"]["department"], "기획팀");
     system.report.time("3 update: 2xx to visible in an old post", time);
-    let list = curl(BY_DEPARTMENT).await;
+    let list = list_from(BY_DEPARTMENT, old_post).await;
     assert!(!holds(&list, |post| post["id"] == old_post), "{list:?}");
 }
 
@@ -197,6 +194,15 @@ async fn department(system: &System, name: &str) -> i64 {
     let all = answer.body.as_array().cloned().unwrap_or_default();
     let found = all.into_iter().find(|stats| stats["department"] == name);
     found.and_then(|stats| stats["userCount"].as_i64()).unwrap_or(0)
+}
+
+/// What a command lists, from the page that begins with this id: what was there before may fill the first one.
+async fn list_from(command: &str, id: i64) -> Answer {
+    let first = curl(command).await;
+    assert_eq!(first.status, 200, "{first:?}");
+    let list = curl(&format!("{command}?after={}", id - 1)).await;
+    assert_eq!(list.status, 200, "{list:?}");
+    list
 }
 
 fn holds(list: &Answer, wanted: impl Fn(&Value) -> bool) -> bool {
