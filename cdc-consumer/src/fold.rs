@@ -227,12 +227,17 @@ impl ViewBatch {
         }
         entry.begins |= older.begins;
         let replaced = std::mem::replace(older, entry);
-        if entry.action != Action::Upsert || rows.complete(entry.row) {
-            self.counts.folded += 1 + u64::from(removals.remove(&index).is_some());
-        } else if replaced.action == Action::Upsert {
-            self.counts.folded += 1;
+        let (removal, ended) = if replaced.action == Action::Upsert {
+            (removals.remove(&index), 1)
         } else {
-            removals.insert(index, replaced);
+            (Some(replaced), 0)
+        };
+        match removal {
+            Some(removal) if entry.action == Action::Upsert && !rows.complete(entry.row) => {
+                removals.insert(index, removal);
+                self.counts.folded += ended;
+            }
+            superseded => self.counts.folded += ended + u64::from(superseded.is_some()),
         }
         Ok(Folded::Replaced)
     }
