@@ -17,6 +17,7 @@ use crate::offsets::{ChunkRow, Lineage, Partition, Progress};
 use crate::pipeline;
 use crate::refetch::RecordFetcher;
 use crate::registry::Registry;
+use crate::sweep_sql;
 
 #[derive(Debug, Serialize, FromRow)]
 struct DeadLetter {
@@ -166,7 +167,7 @@ async fn retry(settings: &RetrySettings, out: &mut impl Write) -> anyhow::Result
             refused.error
         );
     }
-    sweep_again(&mut tx, &letters).await?;
+    begin_sweep_anew(&mut tx, &letters).await?;
     // These records were counted when they were kept aside; the offsets stay where they are.
     batch.claims.clear();
     let attempt = apply::apply(&mut tx, &target, &batch, Care::Sets).await;
@@ -252,23 +253,27 @@ async fn lineage(connection: &mut PgConnection, letter: &DeadLetter) -> anyhow::
 
 /// Letters that all come before the newest snapshot bring back a row that it did not mention. It was swept by
 /// then, so that goes on anew.
-async fn sweep_again(connection: &mut PgConnection, letters: &[DeadLetter]) -> anyhow::Result<()> {
+async fn begin_sweep_anew(
+    connection: &mut PgConnection,
+    letters: &[DeadLetter],
+) -> anyhow::Result<()> {
     let Some(DeadLetter { topic, view_name, .. }) = letters.first() else { return Ok(()) };
-    sqlx::query(
+    let sql = format!(
         "update cdc_snapshot n set log_ends = null, swept_at = null
          where n.topic = $1 and n.view_name = $2 and not exists (
-             select from unnest($3::int[], $4::bigint[]) as l (partition, record_offset)
-             join cdc_offset o on o.topic = $1 and o.partition = l.partition
-             cross join lateral jsonb_each_text(o.source_snapshots) as s (first_offset, lsn)
-             where s.lsn::bigint = n.source_lsn and s.first_offset::bigint <= l.record_offset)",
-    )
-    .bind(topic)
-    .bind(view_name)
-    .bind(letters.iter().map(|letter| letter.partition).collect::<Vec<_>>())
-    .bind(letters.iter().map(|letter| letter.record_offset).collect::<Vec<_>>())
-    .execute(connection)
-    .await
-    .context("could not have the view swept again")?;
+             select from (select $1 as topic, *
+                 from unnest($3::int[], $4::bigint[]) as u (partition, record_offset)) as l
+             {})",
+        sweep_sql::behind("n.source_lsn")
+    );
+    sqlx::query(&sql)
+        .bind(topic)
+        .bind(view_name)
+        .bind(letters.iter().map(|letter| letter.partition).collect::<Vec<_>>())
+        .bind(letters.iter().map(|letter| letter.record_offset).collect::<Vec<_>>())
+        .execute(connection)
+        .await
+        .context("could not have the view swept again")?;
     Ok(())
 }
 

@@ -41,13 +41,17 @@ pub(crate) fn held(table: &Table) -> String {
 
 /// `from` dead letters `l` of a view whose records lie behind the beginning of the snapshot at this LSN.
 fn letters_behind(table: &Table, lsn: &str) -> String {
+    let view = literal(&table.name);
+    format!("from cdc_dead_letter l {} and l.view_name = {view}", behind(lsn))
+}
+
+/// Leaves of the records `l` (`topic`, `partition`, `record_offset`) those behind the beginning of the snapshot at this
+/// LSN.
+pub(crate) fn behind(lsn: &str) -> String {
     format!(
-        "from cdc_dead_letter l \
-         join cdc_offset o on o.topic = l.topic and o.partition = l.partition \
+        "join cdc_offset o on o.topic = l.topic and o.partition = l.partition \
          cross join lateral jsonb_each_text(o.source_snapshots) as s (first_offset, lsn) \
-         where l.view_name = {view} \
-         and s.lsn::bigint = {lsn} and s.first_offset::bigint <= l.record_offset",
-        view = literal(&table.name),
+         where s.lsn::bigint = {lsn} and s.first_offset::bigint <= l.record_offset"
     )
 }
 
