@@ -88,23 +88,23 @@ impl Table {
         };
         let mut present = HashSet::new();
         for row in rows {
+            let flag = |flag| row.try_get(flag).map_err(|source| read_error(name, source));
             let column = catalogue_column(&row).map_err(|source| read_error(name, source))?;
-            let in_key: bool = row.try_get("in_key").map_err(|source| read_error(name, source))?;
-            table.row_security =
-                row.try_get("row_security").map_err(|source| read_error(name, source))?;
-            let flag = |flag| row.try_get::<bool, _>(flag).map_err(|it| read_error(name, it));
-            let (table_name, column_name) = (table.name.clone(), column.name.clone());
+            let in_key: bool = flag("in_key")?;
+            table.row_security = flag("row_security")?;
+            let (table_name, column_name) = (|| name.to_owned(), || column.name.clone());
             if flag("identity")? {
-                return Err(CatalogError::Identity { table: table_name, column: column_name });
+                return Err(CatalogError::Identity { table: table_name(), column: column_name() });
             }
             if in_key && !flag("comparable")? {
-                return Err(CatalogError::NoEquality { table: table_name, column: column_name });
+                return Err(CatalogError::NoEquality {
+                    table: table_name(),
+                    column: column_name(),
+                });
             }
             if in_key && !flag("deterministic")? {
-                return Err(CatalogError::Nondeterministic {
-                    table: table_name,
-                    column: column_name,
-                });
+                let (table, column) = (table_name(), column_name());
+                return Err(CatalogError::Nondeterministic { table, column });
             }
             present.insert(column.name.clone());
             match column.name.as_str() {
@@ -237,7 +237,7 @@ const COLUMNS_SQL: &str = "
     select
         a.attname as name,
         format_type(a.atttypid, a.atttypmod) as type_name,
-        case when t.typtype = 'd' then t.typtypmod else a.atttypmod end as modifier,
+        m.modifier,
         format('%I.%I', type_schema.nspname, base.typname) as cast_name,
         base.typname as base,
         base.typtype = 'e' as enumeration,
@@ -246,7 +246,7 @@ const COLUMNS_SQL: &str = "
         a.attidentity = 'a' as identity,
         base.typcategory = 'R' as range,
         element.typname as element_base,
-        format_type(element.oid, case when t.typtype = 'd' then t.typtypmod else a.atttypmod end) as element_name,
+        format_type(element.oid, m.modifier) as element_name,
         coalesce(element.typtype = 'e', false) as element_enumeration,
         coalesce(element.typcategory = 'R', false) as element_range,
         k.position is not null as in_key,
@@ -255,6 +255,7 @@ const COLUMNS_SQL: &str = "
     join pg_namespace n on n.oid = c.relnamespace
     join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
     join pg_type t on t.oid = a.atttypid
+    cross join lateral (select case when t.typtype = 'd' then t.typtypmod else a.atttypmod end as modifier) m
     join pg_type base on base.oid = case when t.typtype = 'd' then t.typbasetype else t.oid end
     join pg_namespace type_schema on type_schema.oid = base.typnamespace
     left join pg_collation l on l.oid = a.attcollation
