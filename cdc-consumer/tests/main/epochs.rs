@@ -2,7 +2,7 @@
 
 use crate::harness::World;
 use crate::harness::consumer::Consumer;
-use crate::harness::feed::Event;
+use crate::harness::feed::{Event, Feed};
 use crate::harness::source::{Users, user_feed, user_views};
 use crate::snapshots::{snapshot, swept};
 
@@ -40,17 +40,20 @@ async fn a_snapshot_at_a_lower_lsn_begins_a_new_life_of_the_source() {
     consumer.stop().await;
 }
 
+/// Sends events to partitions of two and waits until they are applied.
+async fn applied(world: &World, feed: &Feed, events: &[(&Event, i32)]) {
+    let to = |&(event, partition): &(&Event, i32)| feed.message(event).to(partition);
+    world.send(&feed.topic, events.iter().map(to).collect()).await;
+    world.drained(&feed.topic, 2).await;
+}
+
 /// A partition that was quiet since the backup was taken meets no LSN lower than its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_partition_that_shows_no_new_life_of_the_source_learns_it_from_the_others() {
     let world = World::new().await;
     let feed = user_feed(&world, 2).await;
     let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
-    let send = async |events: &[(&Event, i32)]| {
-        let to = |&(event, partition): &(&Event, i32)| feed.message(event).to(partition);
-        world.send(&feed.topic, events.iter().map(to).collect()).await;
-        world.drained(&feed.topic, 2).await;
-    };
+    let send = async |events: &[(&Event, i32)]| applied(&world, &feed, events).await;
     let mut users = Users::after(92);
     send(&[(&users.put(1), 0), (&users.put(2), 1)]).await;
     let mut restored = users.clone();
@@ -82,11 +85,7 @@ async fn a_partition_without_records_learns_the_new_life_of_the_source_too() {
     let world = World::new().await;
     let feed = user_feed(&world, 2).await;
     let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
-    let send = async |events: &[(&Event, i32)]| {
-        let to = |&(event, partition): &(&Event, i32)| feed.message(event).to(partition);
-        world.send(&feed.topic, events.iter().map(to).collect()).await;
-        world.drained(&feed.topic, 2).await;
-    };
+    let send = async |events: &[(&Event, i32)]| applied(&world, &feed, events).await;
     let mut users = Users::after(900);
     send(&[(&users.put(1), 0), (&users.put(2), 0)]).await;
     users.lsn = 492;

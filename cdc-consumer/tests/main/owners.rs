@@ -1,5 +1,7 @@
 //! Who owns a partition, and what becomes of those who think they still do.
 
+use sqlx::PgConnection;
+
 use crate::harness::consumer::{Consumer, Process, TAKEOVER, total};
 use crate::harness::feed::Feed;
 use crate::harness::proxy::{Mode, Proxy};
@@ -76,20 +78,26 @@ async fn a_consumer_stopped_inside_copy_blocks_nobody_for_long() {
     consumer.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_consumer_that_waits_for_another_owner_ends_when_it_is_told_to() {
+/// Twenty users whose consumer is gone, and who holds the offsets of these partitions instead.
+async fn owned_by_another(partitions: &str) -> (World, Feed, Users, PgConnection) {
     let world = World::new().await;
     let feed = user_feed(&world, 2).await;
-    let views = user_views(&feed.topic);
     let mut users = Users::default();
-    let first = Consumer::start(&world, &views, &[]);
+    let first = Consumer::start(&world, &user_views(&feed.topic), &[]);
     feed.send(&world, &users.puts(1..=20)).await;
     world.drained(&feed.topic, 2).await;
     first.stop().await;
 
     let mut owner = world.db().await;
-    let lock = "begin; select from cdc_offset for update";
-    sqlx::raw_sql(lock).execute(&mut owner).await.expect("a lock");
+    let lock = format!("begin; select from cdc_offset where {partitions} for update");
+    sqlx::raw_sql(&lock).execute(&mut owner).await.expect("a lock");
+    (world, feed, users, owner)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_that_waits_for_another_owner_ends_when_it_is_told_to() {
+    let (world, feed, mut users, owner) = owned_by_another("true").await;
+    let views = user_views(&feed.topic);
     let waiting = Consumer::start(&world, &views, &[]);
     world.session_shows("wait_event_type = 'Lock'").await;
     waiting.stop().await;
@@ -103,18 +111,8 @@ async fn a_consumer_that_waits_for_another_owner_ends_when_it_is_told_to() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_consumer_that_waits_for_another_owner_is_not_ready() {
-    let world = World::new().await;
-    let feed = user_feed(&world, 2).await;
+    let (world, feed, _users, owner) = owned_by_another("partition = 1").await;
     let views = user_views(&feed.topic);
-    let mut users = Users::default();
-    let first = Consumer::start(&world, &views, &[]);
-    feed.send(&world, &users.puts(1..=20)).await;
-    world.drained(&feed.topic, 2).await;
-    first.stop().await;
-
-    let mut owner = world.db().await;
-    let lock = "begin; select from cdc_offset where partition = 1 for update";
-    sqlx::raw_sql(lock).execute(&mut owner).await.expect("a lock");
     let waiting = Consumer::start(&world, &views, &[]);
     waiting.complains("ownership: a previous owner still changes rows of").await;
     drop(owner);

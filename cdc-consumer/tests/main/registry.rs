@@ -49,12 +49,18 @@ async fn records_of_a_new_schema_wait_for_a_registry_that_is_away() {
     assert_eq!((total(&outcome), outcome.quarantined), (33, 0), "{outcome:?}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backlog_that_waits_a_moment_for_its_schema_goes_on_being_fetched() {
+/// A topic of so many partitions, and a proxy that lets nobody through to the registry, with its setting.
+async fn without_registry(partitions: i32) -> (World, Proxy, String, Feed) {
     let world = World::new().await;
     let (proxy, url) = behind_proxy(&world).await;
     proxy.set(Mode::Refuse);
-    let feed = user_feed(&world, 1).await;
+    let feed = user_feed(&world, partitions).await;
+    (world, proxy, url, feed)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_that_waits_a_moment_for_its_schema_goes_on_being_fetched() {
+    let (world, proxy, url, feed) = without_registry(1).await;
     let mut users = Users::default();
     // More than the session holds back.
     feed.send(&world, &users.puts(1..=2000)).await;
@@ -68,10 +74,7 @@ async fn a_backlog_that_waits_a_moment_for_its_schema_goes_on_being_fetched() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_held_back_for_a_schema_has_a_limit_in_bytes_and_becomes_batches_of_usual_size() {
-    let world = World::new().await;
-    let (proxy, url) = behind_proxy(&world).await;
-    proxy.set(Mode::Refuse);
-    let feed = user_feed(&world, 1).await;
+    let (world, proxy, url, feed) = without_registry(1).await;
     let mut users = Users::default();
     feed.send(&world, &users.puts(1..=800)).await;
     let options = [&url, "--writers=1", "--batch-records-max=50", "--batch-bytes-max=100000"];
@@ -131,10 +134,7 @@ async fn send_to(world: &World, feed: &Feed, number: i32, users: &mut Users, ids
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partitions_that_come_while_fetching_is_paused_wait_as_the_others_do() {
-    let world = World::new().await;
-    let (proxy, url) = behind_proxy(&world).await;
-    proxy.set(Mode::Refuse);
-    let feed = user_feed(&world, 2).await;
+    let (world, proxy, url, feed) = without_registry(2).await;
     let views = user_views(&feed.topic);
     let mut users = Users::default();
     let member = Consumer::start(&world, &views, &[&url]);
@@ -156,10 +156,7 @@ async fn partitions_that_come_while_fetching_is_paused_wait_as_the_others_do() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_partition_given_up_while_fetching_is_paused_is_read_again_when_it_comes_back() {
-    let world = World::new().await;
-    let (proxy, url) = behind_proxy(&world).await;
-    proxy.set(Mode::Refuse);
-    let feed = user_feed(&world, 2).await;
+    let (world, proxy, url, feed) = without_registry(2).await;
     let views = user_views(&feed.topic);
     let mut users = Users::default();
     send_to(&world, &feed, 0, &mut users, 1..1500).await;

@@ -9,13 +9,7 @@ use crate::harness::World;
 use crate::harness::consumer::Consumer;
 use crate::harness::feed::{Event, Feed};
 use crate::harness::source::{Users, user_feed, user_views};
-use crate::snapshots::{snapshot, swept};
-
-fn too_long(event: Event) -> Event {
-    let mut row = event.row;
-    row["name"] = "x".repeat(60).into();
-    Event { row, ..event }
-}
+use crate::snapshots::{snapshot, swept, too_long};
 
 /// Five users, of whom 1 and 2 have a dead letter and were deleted unheard, as the snapshot behind it tells.
 /// The row of user 3 in that snapshot is a dead letter, too.
