@@ -146,15 +146,17 @@ pub async fn apply(
             care,
             faults: vec![],
             outcome: Outcome::default(),
+            fallbacks: vec![],
+            unfolded: 0,
         };
         work.apply(&mut tx, &parked).await?;
         if let Some(end) = view.snapshot_end {
             sweep::note(&mut tx, target, index, end).await?;
         }
-        let ViewWork { faults, mut outcome, .. } = work;
+        let ViewWork { faults, mut outcome, unfolded, .. } = work;
         let Counts { folded, stale, ignored, truncations } = view.counts;
         outcome.applied += truncations;
-        outcome.folded += folded;
+        outcome.folded += folded - unfolded;
         outcome.stale += stale;
         outcome.ignored += ignored;
         outcome.quarantined += quarantine::store(&mut tx, target, batch, faults).await?;

@@ -5,48 +5,9 @@ use std::hash::{BuildHasher, Hasher};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
+pub use crate::entry::{Action, Entry};
 use crate::offsets::SourcePosition;
 use crate::rows::{CellText, RowId, RowWriter, Rows};
-
-/// What must happen to one row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
-    Upsert,
-    Delete,
-    /// A tombstone whose delete was compacted away: the row goes, whatever it shows. The entry's position
-    /// only bounds it: a row above came from another partition, and later. Read again, the tombstone
-    /// has no bound, and removes only the very row it removed before.
-    Erase,
-}
-
-/// The last change of one key in a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry {
-    pub action: Action,
-    pub row: RowId,
-    pub position: SourcePosition,
-    /// Index into [`crate::batch::Batch::claims`].
-    pub claim: usize,
-    pub offset: i64,
-    pub source_time_micros: i64,
-    /// The batch holds an insert or a snapshot's read of the row: most likely its key is new to the view.
-    pub begins: bool,
-}
-
-impl Entry {
-    /// An upsert at a place in the log, to be filled in.
-    pub fn at(claim: usize, offset: i64) -> Self {
-        Self {
-            action: Action::Upsert,
-            row: RowId::default(),
-            position: SourcePosition::default(),
-            claim,
-            offset,
-            source_time_micros: 0,
-            begins: false,
-        }
-    }
-}
 
 /// What became of a change when it met its batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +43,9 @@ pub struct ViewBatch {
     /// By the index of an upsert that has not all its values: what removed the row before it. Nothing of that
     /// row may be kept.
     removals: BTreeMap<usize, Entry>,
+    /// Each change that was replaced, behind the row of the one that replaced it. What cannot be applied has
+    /// not replaced anything.
+    replaced: Vec<(RowId, Entry)>,
     /// Highest position of a TRUNCATE: rows below it go, whatever partition they came from.
     pub truncated_at: Option<SourcePosition>,
     /// The last row of a snapshot of the whole table was met.
@@ -109,6 +73,7 @@ impl ViewBatch {
             by_key: HashTable::new(),
             hasher: DefaultHashBuilder::default(),
             removals: BTreeMap::new(),
+            replaced: Vec::new(),
             truncated_at: None,
             snapshot_end: None,
             counts: Counts::default(),
@@ -124,6 +89,7 @@ impl ViewBatch {
             by_key,
             hasher: _,
             removals,
+            replaced,
             truncated_at,
             snapshot_end,
             counts,
@@ -132,6 +98,7 @@ impl ViewBatch {
         entries.clear();
         by_key.clear();
         removals.clear();
+        replaced.clear();
         (*truncated_at, *snapshot_end, *counts) = (None, None, Counts::default());
     }
 
@@ -145,6 +112,13 @@ impl ViewBatch {
         self.removals.values()
     }
 
+    /// The change that an entry replaced, with what it had inherited itself. One of the removals is none: it
+    /// is made anyhow.
+    pub fn before(&self, entry: &Entry) -> Option<&Entry> {
+        let (_, older) = self.replaced.iter().rev().find(|(newer, _)| *newer == entry.row)?;
+        (!self.removals().any(|removal| removal.row == older.row)).then_some(older)
+    }
+
     /// The rows the entries point into.
     pub fn rows(&self) -> &Rows {
         &self.rows
@@ -153,7 +127,8 @@ impl ViewBatch {
     /// Approximate memory held.
     pub fn byte_count(&self) -> usize {
         let entry = size_of::<Entry>() + size_of::<(u64, u32)>() * 2;
-        self.rows.byte_count() + self.entries.len() * entry
+        let replaced = size_of::<(RowId, Entry)>();
+        self.rows.byte_count() + self.entries.len() * entry + self.replaced.len() * replaced
     }
 
     /// Columns of the key.
@@ -226,11 +201,12 @@ impl ViewBatch {
             rows.inherit(entry.row, older.row);
         }
         entry.begins |= older.begins;
-        let replaced = std::mem::replace(older, entry);
-        let (removal, ended) = if replaced.action == Action::Upsert {
+        let older = std::mem::replace(older, entry);
+        self.replaced.push((entry.row, older));
+        let (removal, ended) = if older.action == Action::Upsert {
             (removals.remove(&index), 1)
         } else {
-            (Some(replaced), 0)
+            (Some(older), 0)
         };
         match removal {
             Some(removal) if entry.action == Action::Upsert && !rows.complete(entry.row) => {
@@ -385,6 +361,25 @@ mod tests {
         check(&[gone, kept, ("1", None, Delete, 3)], &[]);
         check(&[gone, kept, ("1", None, Erase, 3)], &[]);
         check(&[gone, ("1", Some("b"), Upsert, 2)], &[]);
+    }
+
+    #[test]
+    fn a_change_is_known_with_what_it_replaced_but_for_removals_that_are_made() {
+        use Action::{Delete, Upsert};
+        let check = |changes: &[(&str, Option<&str>, Action, i64)], expected: &[i64]| {
+            let mut view = ViewBatch::new(1, 2);
+            for &(key, value, action, lsn) in changes {
+                add(&mut view, 0, (key, value, action, lsn));
+            }
+            let newest = view.entries().first();
+            let left = std::iter::successors(newest, |entry| view.before(entry));
+            assert_eq!(left.map(|entry| entry.position.lsn).collect::<Vec<_>>(), expected);
+        };
+        let (first, kept) = (("1", Some("a"), Upsert, 1), ("1", None, Upsert, 4));
+        check(&[first, ("2", Some("b"), Upsert, 2)], &[1]);
+        check(&[first, ("2", Some("b"), Upsert, 2), ("1", Some("c"), Upsert, 3), kept], &[4, 3, 1]);
+        check(&[first, ("1", None, Delete, 2), ("1", Some("c"), Upsert, 3)], &[3, 2, 1]);
+        check(&[first, ("1", None, Delete, 2), kept], &[4]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod view;
 pub mod avro;
 pub mod convert;
 pub mod decimal;
+pub mod entry;
 pub mod envelope;
 pub mod float;
 pub mod kind;

@@ -115,14 +115,14 @@ impl Rows {
 
     /// Which columns of a row have no value of their own.
     pub fn omitted(&self, row: RowId) -> Omitted {
-        let slots = self.slots_of(row).iter().enumerate();
-        let columns = slots.filter(|(_, slot)| matches!(slot, Slot::Keep | Slot::Absent));
-        let columns = columns.map(|(column, _)| column).collect();
-        if self.slots_of(row).contains(&Slot::Keep) {
-            Omitted::NotSent(columns)
-        } else {
-            Omitted::Unknown(columns)
+        let (mut columns, mut kept) = (vec![], false);
+        for (column, slot) in self.slots_of(row).iter().enumerate() {
+            if matches!(slot, Slot::Keep | Slot::Absent) {
+                columns.push(column);
+                kept |= *slot == Slot::Keep;
+            }
         }
+        if kept { Omitted::NotSent(columns) } else { Omitted::Unknown(columns) }
     }
 
     /// Fills the cells that `newer` keeps with those of `older`: together they are one later row.

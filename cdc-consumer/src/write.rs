@@ -1,6 +1,7 @@
 //! The rows of one view's part in a batch, inside the batch's transaction.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use sqlx::{Connection, PgConnection, PgTransaction, Row};
 
@@ -18,7 +19,8 @@ struct Step {
     entries: Vec<Entry>,
 }
 
-#[derive(Clone)]
+/// In the order of the steps.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum StepKind {
     Erase,
     Delete,
@@ -32,14 +34,35 @@ enum StepKind {
     },
 }
 
+fn steps_of(view: &ViewBatch, entries: impl IntoIterator<Item = Entry>) -> Vec<Step> {
+    let mut steps = BTreeMap::<_, Vec<Entry>>::new();
+    for entry in entries {
+        let kind = match entry.action {
+            Action::Erase => StepKind::Erase,
+            Action::Delete => StepKind::Delete,
+            Action::Upsert => match view.rows().omitted(entry.row) {
+                Omitted::NotSent(kept) => StepKind::Partial { kept },
+                Omitted::Unknown(omitted) => StepKind::Upsert { omitted },
+            },
+        };
+        steps.entry(kind).or_default().push(entry);
+    }
+    steps.into_iter().map(|(kind, entries)| Step { kind, entries }).collect()
+}
+
 pub(crate) struct ViewWork<'a> {
     pub(crate) target: &'a Target,
     pub(crate) index: usize,
     pub(crate) view: &'a ViewBatch,
     pub(crate) claims: &'a [Claim],
     pub(crate) care: Care,
+    /// The newest first, of one key.
     pub(crate) faults: Vec<Fault>,
     pub(crate) outcome: Outcome,
+    /// To be applied next: what had been replaced by changes that were refused.
+    pub(crate) fallbacks: Vec<Entry>,
+    /// Changes that were folded and end by themselves after all.
+    pub(crate) unfolded: u64,
 }
 
 impl<'a> ViewWork<'a> {
@@ -63,11 +86,15 @@ impl<'a> ViewWork<'a> {
                 done.map_err(|source| self.write_error(source))?;
             }
         }
-        for step in self.steps(parked) {
-            match self.care {
-                Care::Sets => self.write(tx, &step).await?,
-                Care::Rows => self.write_or_halve(tx, step).await?,
+        let mut steps = self.steps(parked);
+        while !steps.is_empty() {
+            for step in steps {
+                match self.care {
+                    Care::Sets => self.write(tx, &step).await?,
+                    Care::Rows => self.write_or_halve(tx, step).await?,
+                }
             }
+            steps = steps_of(self.view, std::mem::take(&mut self.fallbacks));
         }
         Ok(())
     }
@@ -83,42 +110,34 @@ impl<'a> ViewWork<'a> {
     }
 
     fn steps(&mut self, parked: &quarantine::Parked) -> Vec<Step> {
-        let mut erasures = Vec::new();
-        let mut deletes = Vec::new();
-        let mut upserts = Vec::new();
-        let mut others: Vec<(Omitted, Vec<Entry>)> = Vec::new();
-        for entry in self.view.removals().chain(self.view.entries()) {
+        let newest = self.view.removals().chain(self.view.entries());
+        steps_of(self.view, newest.filter_map(|newest| self.admitted(parked, newest)))
+    }
+
+    /// The newest change of a key that need not wait behind a dead letter. Those after it are kept aside.
+    fn admitted(&mut self, parked: &quarantine::Parked, newest: &Entry) -> Option<Entry> {
+        let mut admitted = Some(*newest);
+        while let Some(entry) = admitted {
             let partition = self.claims.get(entry.claim).map(|claim| &claim.partition);
-            if let Some(fault) = parked.fault(self.index, self.view, entry, partition) {
-                self.faults.push(fault);
-                continue;
-            }
-            match entry.action {
-                Action::Erase => erasures.push(*entry),
-                Action::Delete => deletes.push(*entry),
-                Action::Upsert if self.view.rows().complete(entry.row) => upserts.push(*entry),
-                Action::Upsert => {
-                    let omitted = self.view.rows().omitted(entry.row);
-                    match others.iter_mut().find(|(columns, _)| *columns == omitted) {
-                        Some((_, entries)) => entries.push(*entry),
-                        None => others.push((omitted, vec![*entry])),
-                    }
-                }
-            }
+            let Some(fault) = parked.fault(self.index, self.view, &entry, partition) else { break };
+            self.faults.push(fault);
+            admitted = self.before(&entry);
         }
-        let others = others.into_iter().map(|(omitted, entries)| match omitted {
-            Omitted::NotSent(kept) => Step { kind: StepKind::Partial { kept }, entries },
-            Omitted::Unknown(omitted) => Step { kind: StepKind::Upsert { omitted }, entries },
-        });
-        [
-            Step { kind: StepKind::Erase, entries: erasures },
-            Step { kind: StepKind::Delete, entries: deletes },
-            Step { kind: StepKind::Upsert { omitted: vec![] }, entries: upserts },
-        ]
-        .into_iter()
-        .chain(others)
-        .filter(|step| !step.entries.is_empty())
-        .collect()
+        admitted
+    }
+
+    /// What an entry that is kept aside had replaced: it ends by itself now.
+    fn before(&mut self, entry: &Entry) -> Option<Entry> {
+        let older = self.view.before(entry).copied();
+        self.unfolded += u64::from(older.is_some());
+        older
+    }
+
+    /// Keeps an entry aside and has the state before it applied.
+    fn refuse(&mut self, entry: &Entry, fault: Fault) {
+        self.faults.push(fault);
+        let older = self.before(entry);
+        self.fallbacks.extend(older);
     }
 
     async fn write(&mut self, tx: &mut PgTransaction<'_>, step: &Step) -> Result<(), ApplyError> {
@@ -156,7 +175,7 @@ impl<'a> ViewWork<'a> {
                 Err(ApplyError::Write { source, .. }) if quarantine::blames_values(&source) => {
                     savepoint.rollback().await.map_err(ApplyError::Transaction)?;
                     if let [entry] = step.entries.as_slice() {
-                        self.faults.push(Fault::refused(self.index, self.view, entry, &source));
+                        self.refuse(entry, Fault::refused(self.index, self.view, entry, &source));
                     } else {
                         let half = step.entries.split_off(step.entries.len() / 2);
                         let kind = step.kind.clone();
@@ -245,7 +264,7 @@ impl<'a> ViewWork<'a> {
             match (applied, known, entry) {
                 (true, _, _) => self.outcome.applied += 1,
                 (false, false, Some(entry)) => {
-                    self.faults.push(Fault::value_not_sent(self.index, self.view, entry));
+                    self.refuse(entry, Fault::value_not_sent(self.index, self.view, entry));
                 }
                 (false, _, _) => self.outcome.stale += 1,
             }

@@ -28,6 +28,7 @@ mod rebuild;
 mod registry;
 mod replay;
 mod snapshots;
+mod superseded;
 mod sweeps;
 mod toast;
 mod types;

@@ -1,0 +1,101 @@
+//! Changes that a newer one of their batch had replaced, when that one cannot be applied.
+
+use serde_json::{Value as Json, json};
+
+use crate::dead_letters::retry;
+use crate::harness::World;
+use crate::harness::consumer::{Consumer, total};
+use crate::harness::feed::{Event, Feed};
+
+const KEEP: &str = "__debezium_unavailable_value";
+
+/// A table with a narrow column beside a long one, and its topic.
+async fn letters(world: &World) -> (Feed, String) {
+    let table = "create table letter (id bigint primary key, title varchar(5), body text)";
+    world.view(table, "letter").await;
+    let fields = json!([{"name": "id", "type": "long"}, {"name": "title", "type": "string"},
+        {"name": "body", "type": ["null", "string"]}]);
+    let feed = Feed::new(world, 1, &fields, &["id"]).await;
+    let views = format!("[[view]]\ntopic = '{}'\ntable = 'letter'\n", feed.topic);
+    (feed, views)
+}
+
+fn letter(id: i64, title: &str, body: &str) -> Json {
+    json!({"id": id, "title": title, "body": body})
+}
+
+async fn widen(world: &World) {
+    world.sql("alter table views_1.letter alter column title type varchar(50)").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_takes_effect_though_those_after_it_in_its_batch_are_refused() {
+    for batch in ["--batch-records-max=4000", "--batch-records-max=1"] {
+        let world = World::new().await;
+        let (feed, views) = letters(&world).await;
+        let event = |op, lsn, id, title| feed.message(&Event::new(op, lsn, letter(id, title, "b")));
+        let mut unreadable = event("u", 96, 4, "bad");
+        unreadable.value.as_mut().expect("a value").truncate(9);
+        let messages = vec![
+            event("c", 8, 1, "good"),
+            event("u", 16, 1, "too long"),
+            event("c", 24, 2, "gone"),
+            event("d", 32, 2, ""),
+            event("c", 40, 2, "too long"),
+            event("c", 48, 3, "first"),
+            event("u", 56, 3, "last"),
+            event("u", 64, 3, "too long"),
+            event("u", 72, 3, "too long as well"),
+            event("c", 80, 4, "good"),
+            unreadable,
+            event("u", 104, 4, "waits"),
+        ];
+        let sent = messages.len() as u64;
+        world.send(&feed.topic, messages).await;
+        let consumer = Consumer::start(&world, &views, &[batch]);
+        world.drained(&feed.topic, 1).await;
+        let good = [letter(1, "good", "b"), letter(3, "last", "b"), letter(4, "good", "b")];
+        world.shows("letter", &good).await;
+        let outcome = consumer.stop().await;
+        assert_eq!((total(&outcome), outcome.quarantined), (sent, 6), "{batch}: {outcome:?}");
+
+        widen(&world).await;
+        world.sql("delete from cdc_dead_letter where key_text = '4'").await;
+        for _ in 1..=3 {
+            retry(&world, &views).await.unwrap();
+        }
+        let mended = [letter(1, "too long", "b"), letter(2, "too long", "b")];
+        let last = letter(3, "too long as well", "b");
+        world.shows("letter", &[&mended[..], &[last, letter(4, "good", "b")]].concat()).await;
+    }
+}
+
+/// The dead letter holds the placeholder of a value that only a record before it had brought.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retried_change_keeps_the_long_value_that_its_batch_had_brought() {
+    let world = World::new().await;
+    let (feed, views) = letters(&world).await;
+    let first = [1, 2].map(|id| Event::new("c", 8 * id, letter(id, "one", "old")));
+    let consumer = Consumer::start(&world, &views, &[]);
+    feed.send(&world, &first).await;
+    world.drained(&feed.topic, 1).await;
+    feed.send(&world, &[Event::new("u", 24, letter(2, "too long", "old"))]).await;
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+
+    // One is refused with this batch, the other waits behind a dead letter that there was.
+    let changes = [1, 2].map(|id| {
+        let change = |lsn, title, body| Event::new("u", lsn + 8 * id, letter(id, title, body));
+        [change(80, "two", "new"), change(160, "the longest", KEEP)]
+    });
+    feed.send(&world, &changes.concat()).await;
+    let consumer = Consumer::start(&world, &views, &[]);
+    world.drained(&feed.topic, 1).await;
+    world.shows("letter", &[letter(1, "two", "new"), letter(2, "one", "old")]).await;
+    widen(&world).await;
+    retry(&world, &views).await.unwrap();
+    retry(&world, &views).await.unwrap();
+    assert_eq!(world.dead_letters().await, [""; 0]);
+    world.shows("letter", &[1, 2].map(|id| letter(id, "the longest", "new"))).await;
+    consumer.stop().await;
+}
