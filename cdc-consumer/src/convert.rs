@@ -213,12 +213,16 @@ mod tests {
 
     /// Encodes `value` with `apache_avro` and writes it with the converter for a column of type `base`.
     fn write(avro_type: &Json, value: Value, base: &str, element: Option<&str>) -> (Cell, String) {
+        write_as(avro_type, value, &target(base, element))
+    }
+
+    fn write_as(avro_type: &Json, value: Value, target: &PgType) -> (Cell, String) {
         let text = avro_type.to_string();
         let avro = apache_avro::Schema::parse_str(&text).expect("a valid schema");
         let writer = GenericDatumWriter::builder(&avro).build().expect("a schema to write");
         let bytes = writer.write_value_to_vec(value).expect("a value of the schema");
         let node = schema::parse(&text, &[]).expect("a supported schema");
-        let converter = compile(&node, &target(base, element)).expect("a supported pair");
+        let converter = compile(&node, target).expect("a supported pair");
         let mut out = String::new();
         let mut reader = Reader::new(&bytes);
         let cell = converter.write(&mut reader, &mut out).expect("a value PostgreSQL can hold");
@@ -292,10 +296,8 @@ mod tests {
     #[test]
     fn a_bit_string_is_as_long_as_its_column() {
         let bits = |length: &str| {
-            let parameters = json!({ "length": length });
-            let name = "io.debezium.data.Bits";
-            let bits =
-                json!({"type": "bytes", "connect.name": name, "connect.parameters": parameters});
+            let mut bits = semantic("bytes", "io.debezium.data.Bits");
+            bits["connect.parameters"] = json!({ "length": length });
             schema::parse(&bits.to_string(), &[]).expect("a supported schema")
         };
         let column = PgType { modifier: 11, ..target("bit", None) };
@@ -318,10 +320,15 @@ mod tests {
     #[test]
     fn an_array_that_the_source_did_not_send_is_kept_whatever_its_items() {
         let placeholder = b"__debezium_unavailable_value";
-        let check = |items: Json, values: Vec<Value>, element: &str| {
+        let into = |items: Json, values: Vec<Value>, target: &PgType| {
             let array = json!({ "type": "array", "items": items });
-            let base = format!("_{element}");
-            assert_eq!(write(&array, Value::Array(values), &base, Some(element)).0, Cell::Keep);
+            assert_eq!(write_as(&array, Value::Array(values), target).0, Cell::Keep);
+        };
+        let mut short = target("_varchar", Some("varchar"));
+        short.element.as_mut().expect("an array").modifier = 44;
+        let check = |items: Json, values: Vec<Value>, element: &str| {
+            into(items.clone(), values.clone(), &target(&format!("_{element}"), Some(element)));
+            into(items, values, &short);
         };
         let long = |&byte: &u8| Value::Union(1, Box::new(Value::Long(byte.into())));
         let int = |&byte: &u8| Value::Union(1, Box::new(Value::Int(byte.into())));
@@ -329,13 +336,11 @@ mod tests {
         check(json!(["null", "int"]), placeholder.iter().map(int).collect(), "int4");
         let date = semantic("int", "io.debezium.time.Date");
         check(json!(["null", date]), placeholder.iter().map(int).collect(), "date");
-        check(json!("bytes"), vec![Value::Bytes(placeholder.into())], "bytea");
+        let bytea = target("_bytea", Some("bytea"));
+        into(json!("bytes"), vec![Value::Bytes(placeholder.into())], &bytea);
         let uuid = "b68a35a7-17ad-35b3-af2a-ae46edb4545a";
-        check(
-            semantic("string", "io.debezium.data.Uuid"),
-            vec![Value::String(uuid.into())],
-            "uuid",
-        );
+        let uuid_type = semantic("string", "io.debezium.data.Uuid");
+        check(uuid_type, vec![Value::String(uuid.into())], "uuid");
     }
 
     #[test]
@@ -357,16 +362,13 @@ mod tests {
             assert_eq!(write(&avro_type, value, base, None).0, Cell::Keep);
         };
         let pairs = r#"{"__debezium_unavailable_value":"__debezium_unavailable_value"}"#;
-        check(semantic("string", "io.debezium.data.Json"), Value::String(pairs.into()), "hstore");
-        check(semantic("string", "io.debezium.data.Json"), Value::String(pairs.into()), "jsonb");
+        let json_type = || semantic("string", "io.debezium.data.Json");
+        check(json_type(), Value::String(pairs.into()), "hstore");
+        check(json_type(), Value::String(pairs.into()), "jsonb");
         let placeholder = "__debezium_unavailable_value";
         check(json!("string"), Value::String(placeholder.into()), "text");
         check(json!("bytes"), Value::Bytes(placeholder.into()), "bytea");
-        check(
-            semantic("string", "io.debezium.data.Json"),
-            Value::String(placeholder.into()),
-            "jsonb",
-        );
+        check(json_type(), Value::String(placeholder.into()), "jsonb");
     }
 
     #[test]

@@ -16,6 +16,9 @@ const PLACEHOLDER: &str = "__debezium_unavailable_value";
 /// The same for an hstore sent as JSON.
 const PLACEHOLDER_JSON: &str = r#"{"__debezium_unavailable_value":"__debezium_unavailable_value"}"#;
 
+/// The same for an hstore, as PostgreSQL reads it.
+const PLACEHOLDER_PAIR: &str = r#""__debezium_unavailable_value"=>"__debezium_unavailable_value""#;
+
 /// The same for arrays of UUIDs: Java's name-based UUID of the placeholder.
 const PLACEHOLDER_UUID: &str = "b68a35a7-17ad-35b3-af2a-ae46edb4545a";
 
@@ -38,6 +41,7 @@ impl ArrayPlaceholder {
             }
         };
         match item {
+            Converter::Short { item, .. } => return Self::of(item),
             Converter::Union(branches) => {
                 let items = branches.iter().find(|branch| **branch != Converter::Null);
                 return items.map_or(Self(String::new()), Self::of);
@@ -188,8 +192,7 @@ pub(crate) fn write_array(
     out: &mut String,
 ) -> Result<Cell, ValueError> {
     let mut text = String::new();
-    let mut first = true;
-    let mut kept = false;
+    let (mut items, mut kept) = (0, false);
     let start = out.len();
     out.push('{');
     loop {
@@ -198,15 +201,16 @@ pub(crate) fn write_array(
             break;
         }
         for _ in 0..count {
-            if !std::mem::take(&mut first) {
+            if items > 0 {
                 out.push(',');
             }
+            items += 1;
             text.clear();
             match item.write(reader, &mut text)? {
                 Cell::Null => out.push_str("NULL"),
                 Cell::Text if is_java_array(&text) => return Err(ValueError::NestedArray),
                 cell => {
-                    kept |= cell == Cell::Keep;
+                    kept = cell == Cell::Keep && items == 1;
                     write_quoted(&text, out);
                 }
             }
@@ -214,7 +218,7 @@ pub(crate) fn write_array(
         }
     }
     out.push('}');
-    kept |= out.get(start..).unwrap_or_default() == placeholder.0;
+    kept = kept && items == 1 || out.get(start..).unwrap_or_default() == placeholder.0;
     Ok(if kept { Cell::Keep } else { Cell::Text })
 }
 
@@ -228,26 +232,11 @@ fn is_java_array(text: &str) -> bool {
 /// hstore out of a JSON object of texts.
 pub(crate) fn write_json_pairs(text: &str, out: &mut String) -> Result<Cell, ValueError> {
     let pairs: Result<BTreeMap<String, Option<String>>, _> = serde_json::from_str(text);
-    let mut item = String::new();
-    let mut kept = false;
-    for (index, (key, value)) in pairs.map_err(|_| ValueError::NotPairs)?.iter().enumerate() {
-        if index > 0 {
-            out.push(',');
-        }
-        item.clear();
-        kept |= write_text(key, &mut item)? == Cell::Keep;
-        write_quoted(&item, out);
-        out.push_str("=>");
-        item.clear();
-        match value {
-            None => out.push_str("NULL"),
-            Some(value) => {
-                write_text(value, &mut item)?;
-                write_quoted(&item, out);
-            }
-        }
+    let start = out.len();
+    for (key, value) in pairs.map_err(|_| ValueError::NotPairs)? {
+        write_pair(&key, value.as_deref(), start, out)?;
     }
-    Ok(if kept { Cell::Keep } else { Cell::Text })
+    Ok(pairs_cell(start, out))
 }
 
 pub(crate) fn write_pairs(
@@ -255,33 +244,49 @@ pub(crate) fn write_pairs(
     reader: &mut Reader<'_>,
     out: &mut String,
 ) -> Result<Cell, ValueError> {
-    let mut text = String::new();
-    let mut first = true;
-    let mut kept = false;
+    let mut value = String::new();
+    let start = out.len();
     loop {
         let count = reader.block()?;
         if count == 0 {
             break;
         }
         for _ in 0..count {
-            if !std::mem::take(&mut first) {
-                out.push(',');
-            }
-            text.clear();
-            kept |= write_text(reader.string()?, &mut text)? == Cell::Keep;
-            write_quoted(&text, out);
-            out.push_str("=>");
-            text.clear();
-            match item.write(reader, &mut text)? {
-                Cell::Null => out.push_str("NULL"),
-                cell => {
-                    kept |= cell == Cell::Keep;
-                    write_quoted(&text, out);
-                }
-            }
+            let key = reader.string()?;
+            value.clear();
+            let cell = item.write(reader, &mut value)?;
+            write_pair(key, (cell != Cell::Null).then_some(&value), start, out)?;
         }
     }
-    Ok(if kept { Cell::Keep } else { Cell::Text })
+    Ok(pairs_cell(start, out))
+}
+
+/// Appends a pair to those of an hstore that begin at `start`.
+fn write_pair(
+    key: &str,
+    value: Option<&str>,
+    start: usize,
+    out: &mut String,
+) -> Result<(), ValueError> {
+    if key.contains('\0') || value.is_some_and(|value| value.contains('\0')) {
+        return Err(ValueError::Nul);
+    }
+    if out.len() > start {
+        out.push(',');
+    }
+    write_quoted(key, out);
+    out.push_str("=>");
+    match value {
+        Some(value) => write_quoted(value, out),
+        None => out.push_str("NULL"),
+    }
+    Ok(())
+}
+
+/// An hstore that was not sent is the placeholder, under itself.
+fn pairs_cell(start: usize, out: &str) -> Cell {
+    let kept = out.get(start..) == Some(PLACEHOLDER_PAIR);
+    if kept { Cell::Keep } else { Cell::Text }
 }
 
 pub(crate) fn write_quoted(text: &str, out: &mut String) {
