@@ -12,6 +12,7 @@ use crate::batch::{Batch, Refused};
 use crate::catalog::Table;
 use crate::envelope::{EnvelopeError, Operation};
 use crate::fold::{Action, Entry, SnapshotEnd};
+use crate::headers::RecordHeaders;
 use crate::offsets::{Anchor, Partition, Progress, SourcePosition};
 use crate::plan::{FieldError, PlanError, RowPlan, ValuePlan};
 use crate::schema::Node;
@@ -42,21 +43,7 @@ pub struct Record<'a> {
     pub timestamp_millis: i64,
     pub key: Option<&'a [u8]>,
     pub value: Option<&'a [u8]>,
-    pub headers: &'a dyn SchemaInHeaders,
-}
-
-/// A record's headers. They are asked seldom: librdkafka reads them anew each time and allocates for it,
-/// even where there are none.
-pub trait SchemaInHeaders: std::fmt::Debug {
-    /// Whether one of them names a schema, as a converter's does that leaves the wire prefix out.
-    fn name_schema(&self) -> bool;
-}
-
-/// The answer itself.
-impl SchemaInHeaders for bool {
-    fn name_schema(&self) -> bool {
-        *self
-    }
+    pub headers: &'a dyn RecordHeaders,
 }
 
 impl Record<'_> {
@@ -169,6 +156,9 @@ impl Decoder {
         let prefixed = match self.split_value(record, view, value) {
             Ok(prefixed) => prefixed,
             Err(error) => {
+                if let Some(schema_id) = self.prepare_key(view, record)? {
+                    return Ok(Decoded::NeedsSchema(schema_id));
+                }
                 batch.claim(partition, progress, record.anchor());
                 self.refuse(record, view, partition, None, &error.into(), batch);
                 return Ok(Decoded::Taken);
@@ -240,7 +230,7 @@ impl Decoder {
             return Ok(Decoded::Taken);
         };
         let entry = Entry { action: Action::Erase, position, ..Entry::at(claim, record.offset) };
-        if let Err(error) = view_batch.add(entry, |row| plan.write(key.body, row)) {
+        if let Err(error) = view_batch.add(entry, |row| plan.write(key.body, || true, row)) {
             self.refuse(record, view, partition, None, &error.into(), batch);
         }
         Ok(Decoded::Taken)
@@ -337,14 +327,20 @@ impl Decoder {
             begins: matches!(envelope.operation, Operation::Create | Operation::Read),
             ..Entry::at(claim, record.offset)
         };
+        // Of a row's first change only one lacks values: that which follows it to another key.
+        let whole = || match envelope.operation {
+            Operation::Read => true,
+            Operation::Create => !record.headers.name_old_key(),
+            _ => false,
+        };
         Ok(wire::split(key).map_err(RecordError::from).and_then(|key| {
             let key_plan = self.key_plan(view, key.schema_id);
             let folded = view_batch.add(entry, |row| {
                 if let Some(key_plan) = key_plan {
-                    key_plan.write(key.body, row)?;
+                    key_plan.write(key.body, || true, row)?;
                 }
                 match (action, envelope.after) {
-                    (Action::Upsert, Some(after)) => Ok(plan.row.write(after, row)?),
+                    (Action::Upsert, Some(after)) => Ok(plan.row.write(after, whole, row)?),
                     (Action::Upsert, None) => Err(RecordError::NoRow),
                     (Action::Delete | Action::Erase, _) => Ok(()),
                 }
@@ -383,7 +379,7 @@ impl Decoder {
         let mut alone = Batch::new([self.views.get(view)?.shape()]);
         let view = alone.views.first_mut()?;
         let entry = Entry::at(0, 0);
-        view.add(entry, |row| plan.write(key.body, row)).ok()?;
+        view.add(entry, |row| plan.write(key.body, || true, row)).ok()?;
         view.entries().first().map(|entry| view.key_text(entry))
     }
 }

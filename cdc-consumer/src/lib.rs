@@ -52,6 +52,7 @@ pub mod writer;
 
 mod assignment;
 mod group;
+pub mod headers;
 mod held;
 mod kafka_admin;
 pub mod pipeline;

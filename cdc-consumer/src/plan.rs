@@ -207,8 +207,14 @@ impl RowPlan {
         Ok(plan)
     }
 
-    /// Reads one Avro record into a row's cells.
-    pub fn write(&self, bytes: &[u8], row: &mut RowWriter<'_>) -> Result<(), FieldError> {
+    /// Reads one Avro record into a row's cells. `whole` is asked at a value that reads like one that was not
+    /// sent: whether the record has all its values.
+    pub fn write(
+        &self,
+        bytes: &[u8],
+        whole: impl Fn() -> bool,
+        row: &mut RowWriter<'_>,
+    ) -> Result<(), FieldError> {
         let mut reader = Reader::new(bytes);
         for step in &self.steps {
             match step {
@@ -218,7 +224,7 @@ impl RowPlan {
                 }
                 Step::Column { index, field, in_key, converter } => row
                     .cell(*index, |out| match converter.write(&mut reader, out)? {
-                        Cell::Keep if *in_key => Ok(Cell::Text),
+                        Cell::Keep if *in_key || whole() => Ok(Cell::Text),
                         cell => Ok(cell),
                     })
                     .and_then(|()| check_length(row.byte_count()))
@@ -301,7 +307,8 @@ mod tests {
             let table = Table::sample("t", width, &columns);
             let plan = RowPlan::compile_key(&node, &spec(""), &table).expect("it fits the view");
             let mut rows = Rows::new(width);
-            rows.push(|row| plan.write(&[2, 7].repeat(width), row)).map_err(|error| error.source)
+            let bytes = [2, 7].repeat(width);
+            rows.push(|row| plan.write(&bytes, || true, row)).map_err(|error| error.source)
         };
         assert!(write(500).is_ok());
         assert_eq!(write(600), Err(ValueError::TooLong));

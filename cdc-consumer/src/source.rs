@@ -6,14 +6,15 @@ use std::time::Duration;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers, Message, OwnedMessage};
+use rdkafka::message::Message;
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 use secrecy::ExposeSecret;
 
 use crate::config::KafkaSettings;
-use crate::decode::{Record, SchemaInHeaders};
+use crate::decode::Record;
 use crate::group::Group;
+use crate::headers::RecordHeaders;
 use crate::offsets::Partition;
 
 /// How long a question to the broker may take.
@@ -361,7 +362,7 @@ pub fn names_no_topic(error: &KafkaError) -> bool {
 }
 
 /// A message as the decoder sees it.
-pub fn record<M: Message + SchemaInHeaders>(message: &M) -> Record<'_> {
+pub fn record<M: Message + RecordHeaders>(message: &M) -> Record<'_> {
     Record {
         topic: message.topic(),
         partition: message.partition(),
@@ -371,27 +372,6 @@ pub fn record<M: Message + SchemaInHeaders>(message: &M) -> Record<'_> {
         value: message.payload(),
         headers: message,
     }
-}
-
-impl SchemaInHeaders for BorrowedMessage<'_> {
-    fn name_schema(&self) -> bool {
-        schema_in_headers(self.headers())
-    }
-}
-
-impl SchemaInHeaders for OwnedMessage {
-    fn name_schema(&self) -> bool {
-        schema_in_headers(self.headers())
-    }
-}
-
-/// Apicurio's converter names the schema in a header when it leaves the prefix out.
-fn schema_in_headers(headers: Option<&impl Headers>) -> bool {
-    headers.is_some_and(|headers| {
-        headers
-            .iter()
-            .any(|header| header.key.starts_with("apicurio.value.") && header.key.ends_with("Id"))
-    })
 }
 
 /// A client that belongs to no group, for questions.

@@ -94,6 +94,26 @@ async fn a_change_waits_behind_a_refused_record_of_its_own_batch() {
     consumer.stop().await;
 }
 
+/// The first record that the consumer reads of the topic: it knows neither key nor value.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_waits_behind_a_record_whose_value_names_no_schema() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    let mut nothing = feed.message(&users.clone().put(7));
+    nothing.value = Some(b"text".to_vec());
+    let waits = feed.message(&users.clone().put(7));
+    world.send(&feed.topic, vec![nothing, waits, feed.message(&users.put(8))]).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    world.drained(&feed.topic, 1).await;
+    let letters = world.dead_letters().await;
+    assert_eq!(letters.len(), 2, "{letters:?}");
+    assert!(letters[0].starts_with("refused 7: "), "{letters:?}");
+    assert!(letters[1].starts_with("parked 7: "), "{letters:?}");
+    world.shows("user_view", &users.as_view()).await;
+    consumer.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_value_that_does_not_fit_is_found_among_those_that_do() {
     let world = World::new().await;

@@ -4,7 +4,7 @@ use serde_json::{Value as Json, json};
 
 use crate::harness::World;
 use crate::harness::consumer::Consumer;
-use crate::harness::feed::{Event, Feed};
+use crate::harness::feed::{Event, Feed, Message};
 use crate::harness::source::{Users, user_feed, user_views};
 
 const KEEP: &str = "__debezium_unavailable_value";
@@ -111,6 +111,45 @@ async fn a_value_not_sent_and_nowhere_to_keep_it_from_is_a_dead_letter() {
     assert_eq!((outcome.applied, outcome.quarantined), (1, 1), "{outcome:?}");
 }
 
+/// Only what an update or a move to another key lacks is not sent: `tags` and `meta` may hold the very text too,
+/// beside others in whatever change.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn text_that_reads_as_if_it_was_not_sent_is_shown_where_everything_is_sent() {
+    let world = World::new().await;
+    let (feed, views) = documents(&world).await;
+    let consumer = Consumer::start(&world, &views, &[]);
+    let literal = json!({"title": KEEP, "body": KEEP, "meta": "{\"a\": 1}", "raw": [0, 255],
+        "tags": text_array(&[KEEP])});
+    let row = |id: i64| {
+        let mut row = literal.clone();
+        row["id"] = json!(id);
+        row
+    };
+    let among = |id| {
+        let mut row = kept(id, KEEP);
+        row["tags"] = text_array(&[KEEP, "z"]);
+        row
+    };
+    let first = [
+        Event::new("r", 8, row(1)),
+        Event::new("c", 16, row(2)),
+        Event::new("c", 24, full(3, "one")),
+    ];
+    feed.send(&world, &first).await;
+    world.drained(&feed.topic, 1).await;
+    feed.send(&world, &[Event::new("u", 32, among(3))]).await;
+    let literal = |id| {
+        let mut row = shown(id, KEEP);
+        (row["body"], row["tags"]) = (json!(KEEP), text_array(&[KEEP]));
+        row
+    };
+    let mut among = shown(3, "one");
+    among["tags"] = text_array(&[KEEP, "z"]);
+    world.shows("document", &[literal(1), literal(2), among]).await;
+    assert_eq!(world.dead_letters().await, [""; 0]);
+    consumer.stop().await;
+}
+
 /// As by a change of the key, to one whose row was deleted in the same transaction.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_value_is_kept_from_a_row_that_was_deleted_in_the_same_batch() {
@@ -126,8 +165,10 @@ async fn no_value_is_kept_from_a_row_that_was_deleted_in_the_same_batch() {
         world.drained(&feed.topic, 1).await;
         consumer.stop().await;
 
-        let gone = Event::new("d", 24, json!({"id": 1}));
-        feed.send(&world, &[gone, Event::new("c", 32, kept(1, "three"))]).await;
+        let gone = feed.message(&Event::new("d", 24, json!({"id": 1})));
+        let came = feed.message(&Event::new("c", 32, kept(1, "three")));
+        let moved = Message { header: Some("__debezium.oldkey"), ..came };
+        world.send(&feed.topic, vec![gone, moved]).await;
         let consumer = Consumer::start(&world, &views, &[batch]);
         world.drained(&feed.topic, 1).await;
         world.shows("document", &[shown(2, "two")]).await;

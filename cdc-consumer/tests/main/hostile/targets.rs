@@ -136,7 +136,7 @@ fn against_envelope(data: &[u8]) {
     let Some(after) = envelope.after else { return };
     assert!(after.len() <= data.len());
     let mut rows = Rows::new(table().width());
-    let Ok(row) = rows.push(|row| USERS.row.write(after, row)) else {
+    let Ok(row) = rows.push(|row| USERS.row.write(after, || false, row)) else {
         assert_eq!(rows.byte_count(), 0, "a refused row leaves nothing behind");
         return;
     };
