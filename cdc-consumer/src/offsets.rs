@@ -249,6 +249,12 @@ impl Progress {
         offset < self.seen_offset
     }
 
+    /// Passes a record that took effect before, with its key if it is a change. The tombstone of a delete may
+    /// come next.
+    pub fn pass(&mut self, offset: i64, key: Option<&[u8]>) {
+        self.last_delete = key.map(|key| (offset, key.to_vec()));
+    }
+
     /// Whether a tombstone at `offset` follows its own delete. If not, compaction took the delete away.
     pub fn follows_its_delete(&self, offset: i64, key: &[u8]) -> bool {
         let last = self.last_delete.as_ref();

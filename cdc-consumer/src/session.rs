@@ -268,6 +268,7 @@ impl Session {
             return Err(SessionError::OtherLog { partition: partition.clone(), anchor });
         }
         if record.offset < owned.progress.next_offset {
+            owned.progress.pass(record.offset, record.value.and(record.key));
             return Ok(Decoded::Taken);
         }
         let Some(writer) = writers.get_mut(owned.writer) else { return Ok(Decoded::Taken) };

@@ -26,6 +26,31 @@ async fn an_old_delete_sent_again_removes_nothing_newer() {
     assert_eq!(consumer.stop().await.stale, 1);
 }
 
+/// A tombstone that nobody saw the delete of removes what came before it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tombstone_of_an_old_delete_removes_nothing_newer_in_the_next_session() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    let created = users.put(1);
+    let deleted = users.delete(1);
+    let lived_again = users.put(1);
+    let tombstone = feed.tombstone(&deleted.row);
+    for (messages, stale) in [
+        (vec![feed.message(&created), feed.message(&deleted), tombstone.clone()], 0),
+        (vec![feed.message(&lived_again)], 0),
+        (vec![feed.message(&deleted)], 1), // sent again
+        (vec![tombstone], 0),
+    ] {
+        world.send(&feed.topic, messages).await;
+        let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+        world.drained(&feed.topic, 1).await;
+        assert_eq!(consumer.stop().await.stale, stale);
+    }
+    world.shows("user_view", &users.as_view()).await;
+    world.counts_are_right().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_old_delete_sent_again_does_not_forget_the_newest() {
     let world = World::new().await;
