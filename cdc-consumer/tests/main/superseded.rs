@@ -1,11 +1,14 @@
 //! Changes that a newer one of their batch had replaced, when that one cannot be applied.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value as Json, json};
 
 use crate::dead_letters::retry;
 use crate::harness::World;
 use crate::harness::consumer::{Consumer, total};
 use crate::harness::feed::{Event, Feed};
+use crate::histories::{Random, Replay, seeds};
 
 const KEEP: &str = "__debezium_unavailable_value";
 
@@ -98,4 +101,86 @@ async fn a_retried_change_keeps_the_long_value_that_its_batch_had_brought() {
     assert_eq!(world.dead_letters().await, [""; 0]);
     world.shows("letter", &[1, 2].map(|id| letter(id, "the longest", "new"))).await;
     consumer.stop().await;
+}
+
+const KEYS: usize = 20;
+const CHANGES: usize = 200;
+
+/// Changes of a few rows, an event each, as the connector sends them: every third title is too long, every second
+/// update leaves the long value alone.
+fn history(random: &mut Random) -> Vec<(i64, Event)> {
+    let mut bodies = BTreeMap::<i64, String>::new();
+    let change = |number: usize| {
+        let id = i64::try_from(random.below(KEYS)).expect("a small number");
+        let lsn = i64::try_from(8 * (number + 1)).expect("a small number");
+        let title = if random.percent(33) { format!("long {number}") } else { number.to_string() };
+        let known = bodies.contains_key(&id);
+        if known && random.percent(15) {
+            bodies.remove(&id);
+            return (id, Event::new("d", lsn, letter(id, "", "")));
+        }
+        let op = if known { "u" } else { "c" };
+        let kept = known && random.percent(50);
+        if !kept {
+            bodies.insert(id, format!("body {number}"));
+        }
+        let body = if kept { KEEP } else { bodies.get(&id).expect("a body") };
+        (id, Event::new(op, lsn, letter(id, &title, body)))
+    };
+    (0..CHANGES).map(change).collect()
+}
+
+/// The source's rows after these changes.
+fn rows<'a>(changes: impl Iterator<Item = &'a (i64, Event)>) -> BTreeMap<i64, Json> {
+    let mut rows = BTreeMap::<i64, Json>::new();
+    for (id, event) in changes {
+        let mut row = event.row.clone();
+        if row["body"] == KEEP {
+            row["body"] = rows.get(id).expect("it keeps a row's body")["body"].clone();
+        }
+        if event.op == "d" {
+            rows.remove(id);
+        } else {
+            rows.insert(*id, row);
+        }
+    }
+    rows
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_stay_at_their_last_good_state_and_are_the_sources_once_all_is_retried() {
+    for seed in seeds(3) {
+        let _replay = Replay(seed);
+        let mut random = Random::new(seed);
+        let world = World::new().await;
+        let (feed, views) = letters(&world).await;
+        let changes = history(&mut random);
+        let events: Vec<Event> = changes.iter().map(|(_, event)| event.clone()).collect();
+        feed.send(&world, &events).await;
+        let batch = format!("--batch-records-max={}", 1 + random.below(CHANGES));
+        let consumer = Consumer::start(&world, &views, &[&batch]);
+        world.drained(&feed.topic, 1).await;
+
+        let oldest = "select json_object_agg(key_text, oldest) from (
+            select key_text, min(record_offset) as oldest from cdc_dead_letter group by key_text) as k";
+        let oldest: BTreeMap<i64, usize> =
+            serde_json::from_str(&world.text(oldest).await).expect("offsets by key");
+        assert!(!oldest.is_empty(), "some title is too long");
+        let good = changes
+            .iter()
+            .enumerate()
+            .filter(|(offset, (id, _))| oldest.get(id).is_none_or(|oldest| offset < oldest));
+        let good: Vec<Json> = rows(good.map(|(_, change)| change)).into_values().collect();
+        world.shows("letter", &good).await;
+
+        widen(&world).await;
+        for _ in &oldest {
+            retry(&world, &views).await.unwrap();
+        }
+        assert_eq!(world.dead_letters().await, [""; 0]);
+        let all: Vec<Json> = rows(changes.iter()).into_values().collect();
+        world.shows("letter", &all).await;
+        let outcome = consumer.stop().await;
+        assert_eq!(total(&outcome), CHANGES as u64, "{batch}: {outcome:?}");
+    }
 }
