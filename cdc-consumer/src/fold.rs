@@ -43,14 +43,22 @@ pub struct ViewBatch {
     /// By the index of an upsert that has not all its values: what removed the row before it. Nothing of that
     /// row may be kept.
     removals: BTreeMap<usize, Entry>,
-    /// Each change that was replaced, behind the row of the one that replaced it. What cannot be applied has
-    /// not replaced anything.
-    replaced: Vec<(RowId, Entry)>,
+    replaced: Vec<Replaced>,
     /// Highest position of a TRUNCATE: rows below it go, whatever partition they came from.
     pub truncated_at: Option<SourcePosition>,
     /// The last row of a snapshot of the whole table was met.
     pub snapshot_end: Option<SnapshotEnd>,
     pub counts: Counts,
+}
+
+/// A change that a newer one replaced. What cannot be applied has not replaced anything.
+#[derive(Debug, Clone, Copy)]
+pub struct Replaced {
+    /// The row of the newer one.
+    by: RowId,
+    pub change: Entry,
+    /// The newer one took values from it, which its own record does not have.
+    pub wanted: bool,
 }
 
 /// Records that ended before the database, per view.
@@ -112,11 +120,11 @@ impl ViewBatch {
         self.removals.values()
     }
 
-    /// The change that an entry replaced, with what it had inherited itself. One of the removals is none: it
-    /// is made anyhow.
-    pub fn before(&self, entry: &Entry) -> Option<&Entry> {
-        let (_, older) = self.replaced.iter().rev().find(|(newer, _)| *newer == entry.row)?;
-        (!self.removals().any(|removal| removal.row == older.row)).then_some(older)
+    /// What an entry replaced, with what that had inherited; not a removal, which is made anyhow.
+    pub fn before(&self, entry: &Entry) -> Option<&Replaced> {
+        let replaced = self.replaced.iter().rev().find(|replaced| replaced.by == entry.row)?;
+        let removal = self.removals().any(|removal| removal.row == replaced.change.row);
+        (!removal).then_some(replaced)
     }
 
     /// The rows the entries point into.
@@ -127,8 +135,8 @@ impl ViewBatch {
     /// Approximate memory held.
     pub fn byte_count(&self) -> usize {
         let entry = size_of::<Entry>() + size_of::<(u64, u32)>() * 2;
-        let replaced = size_of::<(RowId, Entry)>();
-        self.rows.byte_count() + self.entries.len() * entry + self.replaced.len() * replaced
+        let replaced = self.replaced.len() * size_of::<Replaced>();
+        self.rows.byte_count() + self.entries.len() * entry + replaced
     }
 
     /// Columns of the key.
@@ -197,12 +205,11 @@ impl ViewBatch {
             self.counts.stale += 1;
             return Ok(Folded::Stale);
         }
-        if entry.action == Action::Upsert && older.action == Action::Upsert {
-            rows.inherit(entry.row, older.row);
-        }
+        let upserts = entry.action == Action::Upsert && older.action == Action::Upsert;
+        let wanted = upserts && rows.inherit(entry.row, older.row);
         entry.begins |= older.begins;
         let older = std::mem::replace(older, entry);
-        self.replaced.push((entry.row, older));
+        self.replaced.push(Replaced { by: entry.row, change: older, wanted });
         let (removal, ended) = if older.action == Action::Upsert {
             (removals.remove(&index), 1)
         } else {
@@ -366,20 +373,22 @@ mod tests {
     #[test]
     fn a_change_is_known_with_what_it_replaced_but_for_removals_that_are_made() {
         use Action::{Delete, Upsert};
-        let check = |changes: &[(&str, Option<&str>, Action, i64)], expected: &[i64]| {
+        let check = |changes: &[(&str, Option<&str>, Action, i64)], expected: &[(i64, bool)]| {
             let mut view = ViewBatch::new(1, 2);
             for &(key, value, action, lsn) in changes {
                 add(&mut view, 0, (key, value, action, lsn));
             }
-            let newest = view.entries().first();
-            let left = std::iter::successors(newest, |entry| view.before(entry));
-            assert_eq!(left.map(|entry| entry.position.lsn).collect::<Vec<_>>(), expected);
+            let newest = view.entries().first().and_then(|entry| view.before(entry));
+            let left = std::iter::successors(newest, |before| view.before(&before.change));
+            let left = left.map(|before| (before.change.position.lsn, before.wanted));
+            assert_eq!(left.collect::<Vec<_>>(), expected);
         };
         let (first, kept) = (("1", Some("a"), Upsert, 1), ("1", None, Upsert, 4));
-        check(&[first, ("2", Some("b"), Upsert, 2)], &[1]);
-        check(&[first, ("2", Some("b"), Upsert, 2), ("1", Some("c"), Upsert, 3), kept], &[4, 3, 1]);
-        check(&[first, ("1", None, Delete, 2), ("1", Some("c"), Upsert, 3)], &[3, 2, 1]);
-        check(&[first, ("1", None, Delete, 2), kept], &[4]);
+        let (other, next) = (("2", Some("b"), Upsert, 2), ("1", Some("c"), Upsert, 3));
+        check(&[first, other], &[]);
+        check(&[first, other, next, kept], &[(3, true), (1, false)]);
+        check(&[first, ("1", None, Delete, 2), next], &[(2, false), (1, false)]);
+        check(&[first, ("1", None, Delete, 2), kept], &[]);
     }
 
     #[test]

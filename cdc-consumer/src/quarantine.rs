@@ -179,16 +179,17 @@ pub async fn admit(
 }
 
 /// Stores the changes at fault, with their records read again from the broker (a batch keeps no raw
-/// bytes, so that memory stays small; faults are rare), the oldest first. Returns how many.
+/// bytes, so that memory stays small; faults are rare). Returns how many.
 pub async fn store(
     tx: &mut PgTransaction<'_>,
     target: &Target,
     batch: &Batch,
-    faults: Vec<Fault>,
+    mut faults: Vec<Fault>,
 ) -> Result<u64, QuarantineError> {
     let count = faults.len() as u64;
+    faults.sort_by_key(|fault| (fault.claim, fault.offset));
     let mut refused_more = false;
-    for fault in faults.into_iter().rev() {
+    for fault in faults {
         let Some(claim) = batch.claims.get(fault.claim) else {
             return Err(QuarantineError::Again { offset: fault.offset, error: fault.error });
         };

@@ -125,16 +125,20 @@ impl Rows {
         if kept { Omitted::NotSent(columns) } else { Omitted::Unknown(columns) }
     }
 
-    /// Fills the cells that `newer` keeps with those of `older`: together they are one later row.
-    pub fn inherit(&mut self, newer: RowId, older: RowId) {
+    /// Fills the cells that `newer` keeps with those of `older`: together they are one later row. Returns whether
+    /// it kept any.
+    pub fn inherit(&mut self, newer: RowId, older: RowId) -> bool {
         let older = self.slots_of(older).to_vec();
         let start = newer.0 as usize * self.width;
         let slots = self.slots.get_mut(start..start + self.width).unwrap_or_default();
+        let mut kept = false;
         for (slot, inherited) in slots.iter_mut().zip(older) {
             if matches!(slot, Slot::Keep | Slot::Absent) && inherited != Slot::Absent {
                 *slot = inherited;
+                kept = true;
             }
         }
+        kept
     }
 
     fn slots_of(&self, row: RowId) -> &[Slot] {
@@ -215,8 +219,9 @@ mod tests {
         let mut rows = Rows::new(2);
         let older = push(&mut rows, &[Some("1"), Some("long")]);
         let newer = push(&mut rows, &[Some("1")]);
-        rows.inherit(newer, older);
+        assert!(rows.inherit(newer, older));
         assert_eq!(rows.cell(newer, 1), CellText::Text("long"));
+        assert!(!rows.inherit(newer, older), "it has all its values");
     }
 
     #[test]

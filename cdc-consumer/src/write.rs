@@ -56,7 +56,6 @@ pub(crate) struct ViewWork<'a> {
     pub(crate) view: &'a ViewBatch,
     pub(crate) claims: &'a [Claim],
     pub(crate) care: Care,
-    /// The newest first, of one key.
     pub(crate) faults: Vec<Fault>,
     pub(crate) outcome: Outcome,
     /// To be applied next: what had been replaced by changes that were refused.
@@ -114,30 +113,34 @@ impl<'a> ViewWork<'a> {
         steps_of(self.view, newest.filter_map(|newest| self.admitted(parked, newest)))
     }
 
-    /// The newest change of a key that need not wait behind a dead letter. Those after it are kept aside.
+    /// The newest change of a key that need not wait behind a dead letter. Of those after it, the newest is kept
+    /// aside, and what it took values from.
     fn admitted(&mut self, parked: &quarantine::Parked, newest: &Entry) -> Option<Entry> {
-        let mut admitted = Some(*newest);
-        while let Some(entry) = admitted {
-            let partition = self.claims.get(entry.claim).map(|claim| &claim.partition);
-            let Some(fault) = parked.fault(self.index, self.view, &entry, partition) else { break };
-            self.faults.push(fault);
-            admitted = self.before(&entry);
+        let (mut entry, mut wanted, mut folded) = (*newest, true, 0);
+        while let Some(fault) = self.waits(parked, &entry) {
+            if wanted {
+                self.faults.push(fault);
+                self.unfolded += folded;
+            }
+            let before = self.view.before(&entry)?;
+            (entry, wanted, folded) = (before.change, wanted && before.wanted, 1);
         }
-        admitted
+        self.unfolded += folded;
+        Some(entry)
     }
 
-    /// What an entry that is kept aside had replaced: it ends by itself now.
-    fn before(&mut self, entry: &Entry) -> Option<Entry> {
-        let older = self.view.before(entry).copied();
-        self.unfolded += u64::from(older.is_some());
-        older
+    fn waits(&self, parked: &quarantine::Parked, entry: &Entry) -> Option<Fault> {
+        let partition = self.claims.get(entry.claim).map(|claim| &claim.partition);
+        parked.fault(self.index, self.view, entry, partition)
     }
 
-    /// Keeps an entry aside and has the state before it applied.
+    /// Keeps an entry aside and has the state before it applied, which ends by itself then.
     fn refuse(&mut self, entry: &Entry, fault: Fault) {
         self.faults.push(fault);
-        let older = self.before(entry);
-        self.fallbacks.extend(older);
+        if let Some(before) = self.view.before(entry) {
+            self.fallbacks.push(before.change);
+            self.unfolded += 1;
+        }
     }
 
     async fn write(&mut self, tx: &mut PgTransaction<'_>, step: &Step) -> Result<(), ApplyError> {

@@ -78,28 +78,33 @@ async fn a_change_takes_effect_though_those_after_it_in_its_batch_are_refused() 
 async fn a_retried_change_keeps_the_long_value_that_its_batch_had_brought() {
     let world = World::new().await;
     let (feed, views) = letters(&world).await;
-    let first = [1, 2].map(|id| Event::new("c", 8 * id, letter(id, "one", "old")));
+    let first = [1, 2, 3].map(|id| Event::new("c", 8 * id, letter(id, "one", "old")));
     let consumer = Consumer::start(&world, &views, &[]);
     feed.send(&world, &first).await;
     world.drained(&feed.topic, 1).await;
-    feed.send(&world, &[Event::new("u", 24, letter(2, "too long", "old"))]).await;
+    let refused = [2, 3].map(|id| Event::new("u", 24 + 8 * id, letter(id, "too long", "old")));
+    feed.send(&world, &refused).await;
     world.drained(&feed.topic, 1).await;
     consumer.stop().await;
 
-    // One is refused with this batch, the other waits behind a dead letter that there was.
-    let changes = [1, 2].map(|id| {
+    // One is refused with this batch, the others wait behind a dead letter that there was.
+    let changes = [(1, KEEP), (2, KEEP), (3, "new")].map(|(id, body)| {
         let change = |lsn, title, body| Event::new("u", lsn + 8 * id, letter(id, title, body));
-        [change(80, "two", "new"), change(160, "the longest", KEEP)]
+        [change(80, "two", "new"), change(160, "the longest", body)]
     });
     feed.send(&world, &changes.concat()).await;
     let consumer = Consumer::start(&world, &views, &[]);
     world.drained(&feed.topic, 1).await;
-    world.shows("letter", &[letter(1, "two", "new"), letter(2, "one", "old")]).await;
+    let shown = [letter(1, "two", "new"), letter(2, "one", "old"), letter(3, "one", "old")];
+    world.shows("letter", &shown).await;
+    let letters = "select string_agg(key_text, ' ' order by id) from cdc_dead_letter";
+    assert_eq!(world.text(letters).await, "2 3 1 2 2 3", "the third has all its values");
     widen(&world).await;
-    retry(&world, &views).await.unwrap();
-    retry(&world, &views).await.unwrap();
+    for _ in 1..=3 {
+        retry(&world, &views).await.unwrap();
+    }
     assert_eq!(world.dead_letters().await, [""; 0]);
-    world.shows("letter", &[1, 2].map(|id| letter(id, "the longest", "new"))).await;
+    world.shows("letter", &[1, 2, 3].map(|id| letter(id, "the longest", "new"))).await;
     consumer.stop().await;
 }
 
