@@ -17,7 +17,8 @@ pub(crate) struct Ended {
     pub(crate) topic: String,
     /// When its last row was sent, in milliseconds from 1970; -1 where Kafka does not say.
     pub(crate) timestamp_millis: i64,
-    pub(crate) log_ends: Option<BTreeMap<i32, i64>>,
+    /// Empty until the broker was asked.
+    pub(crate) log_ends: BTreeMap<i32, i64>,
 }
 
 /// Keeps where the logs ended, once the broker was asked.
@@ -46,7 +47,7 @@ pub(crate) async fn ended(
     table: &str,
 ) -> Result<Option<Ended>, SweepError> {
     let row = sqlx::query(
-        "select source_lsn, topic, log_ends::text, record_timestamp
+        "select source_lsn, topic, coalesce(log_ends, '{}')::text, record_timestamp
          from cdc_snapshot
          where view_name = $1 and swept_at is null and ended_at < now() - make_interval(secs => $2)",
     )
@@ -56,8 +57,8 @@ pub(crate) async fn ended(
     .await
     .map_err(SweepError::Store)?;
     let Some(row) = row else { return Ok(None) };
-    let log_ends: Option<String> = row.try_get(2).map_err(SweepError::Store)?;
-    let log_ends = log_ends.map(|text| serde_json::from_str(&text)).transpose();
+    let log_ends: String = row.try_get(2).map_err(SweepError::Store)?;
+    let log_ends = serde_json::from_str(&log_ends);
     Ok(Some(Ended {
         lsn: row.try_get(0).map_err(SweepError::Store)?,
         topic: row.try_get(1).map_err(SweepError::Store)?,
@@ -100,8 +101,7 @@ pub(crate) async fn decide(
         };
         read.insert(partition, newest);
     }
-    let none = BTreeMap::new();
-    Ok(verdict(ended.lsn, ended.log_ends.as_ref().unwrap_or(&none), &read))
+    Ok(verdict(ended.lsn, &ended.log_ends, &read))
 }
 
 /// Notes that it is swept, unless that was to begin anew meanwhile.

@@ -172,11 +172,11 @@ impl Sweeper {
         let table = &view.spec.table;
         let known = answered(patience, snapshot_end::ended(connection, table)).await?;
         let Some(mut ended) = known else { return Ok(()) };
-        if ended.log_ends.is_none() {
+        if ended.log_ends.is_empty() {
             let log_ends = self.ask_log_ends(table, &ended).await?;
             let keep = snapshot_end::keep_log_ends(connection, table, &ended, &log_ends);
             answered(patience, keep).await?;
-            ended.log_ends = Some(log_ends);
+            ended.log_ends = log_ends;
         }
         if let Some(rows) = self.sweep(connection, view, &ended, patience).await? {
             let finish = snapshot_end::finish(connection, table, &ended, rows);
