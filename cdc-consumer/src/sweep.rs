@@ -60,8 +60,8 @@ impl SweepError {
     }
 }
 
-/// Notes that the last row of a snapshot is applied, in its transaction. Read again it counts only as
-/// long as no newer snapshot is known.
+/// Notes that the last row of a snapshot is applied, in its transaction, as long as no snapshot is known that was
+/// sent later ([`SnapshotEnd::or_later`]). Read again it counts only for the snapshot that is known.
 pub(crate) async fn note(
     tx: &mut PgTransaction<'_>,
     target: &Target,
@@ -78,11 +78,20 @@ pub(crate) async fn note(
          on conflict (view_name) do update set
              topic = excluded.topic,
              source_lsn = excluded.source_lsn,
-             record_timestamp = excluded.record_timestamp,
+             record_timestamp = case
+                 -- A dead letter that is retried does not know its own.
+                 when s.source_lsn = excluded.source_lsn then
+                     greatest(s.record_timestamp, excluded.record_timestamp)
+                 else excluded.record_timestamp
+             end,
              ended_at = excluded.ended_at,
              log_ends = null,
              swept_at = null
-         where not $4 or s.source_lsn = excluded.source_lsn",
+         where s.source_lsn = excluded.source_lsn
+            or not $4 and (
+                least(s.record_timestamp, excluded.record_timestamp) < 0
+                or (s.record_timestamp, s.source_lsn)
+                    < (excluded.record_timestamp, excluded.source_lsn))",
     )
     .bind(&spec.table)
     .bind(&spec.topic)
