@@ -259,7 +259,8 @@ pub struct ResetSettings {
     pub to: ResetTo,
 
     /// The topic was deleted and made again, or its log cut: forget what was seen of the old log, and
-    /// begin the new one. Rows go on to be guarded by their source positions
+    /// begin the new one. Rows go on to be guarded by their source positions. Refused while dead letters of the
+    /// old log are open
     #[arg(long)]
     pub new_log: bool,
 
