@@ -318,12 +318,17 @@ async fn take_with_followers(
         .execute(&mut *connection)
         .await
         .context("could not wait for the batches of the topic")?;
-    let sql = format!("delete from cdc_dead_letter where {OF_KEY} returning {COLUMNS}");
-    let mut letters =
+    // Where partitions were added since, offsets of two of them tell no order: the key came to that one first
+    // which had the first letter.
+    let sql = format!(
+        "with taken as (delete from cdc_dead_letter where {OF_KEY} returning {COLUMNS})
+         select * from taken
+         order by min(id) over (partition by taken.partition), partition, record_offset"
+    );
+    let letters =
         of_key(connection, sql, letter).await.context("could not take the dead letters")?;
     // Somebody else may have taken them meanwhile.
     ensure!(!letters.is_empty(), gone(letter.id));
-    letters.sort_by_key(|letter| letter.record_offset);
     Ok(letters)
 }
 
