@@ -172,16 +172,17 @@ pub(crate) fn replaces(place: Place, published: Generation) -> anyhow::Result<()
     Ok(())
 }
 
-/// Open dead letters: of the new generation, and of the one that readers see.
-pub(crate) async fn dead_letters(
-    tx: &mut PgConnection,
-    place: Place,
-) -> anyhow::Result<(i64, i64)> {
-    let count =
-        |generation| format!("(select count(*) from {}.cdc_dead_letter)", schema_of(generation));
-    let sql = format!("select {}, {}", count(place.generation), count(place.published));
-    let counts = sqlx::query_as(&sql).fetch_one(tx).await;
-    counts.context("could not count the dead letters")
+/// How many records the new generation keeps aside that are no dead letters in the one that readers see.
+pub(crate) async fn more_dead_letters(tx: &mut PgConnection, place: Place) -> anyhow::Result<i64> {
+    let (new, old) = (schema_of(place.generation), schema_of(place.published));
+    let sql = format!(
+        "select count(*)
+         from {new}.cdc_dead_letter n
+         left join {old}.cdc_dead_letter o using (topic, partition, record_offset)
+         where o.id is null"
+    );
+    let count = sqlx::query_scalar(&sql).fetch_one(tx).await;
+    count.context("could not count the dead letters")
 }
 
 /// In the order in which a batch locks them.

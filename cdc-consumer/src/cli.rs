@@ -114,7 +114,7 @@ pub struct RebuildSettings {
     #[arg(long)]
     pub from_cut_log: bool,
 
-    /// Publish although more records are kept aside than in the views that readers see
+    /// Publish although records are kept aside that are not in the views that readers see
     #[arg(long)]
     pub with_dead_letters: bool,
 
