@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use rdkafka::consumer::BaseConsumer;
@@ -73,20 +74,54 @@ impl Observer {
     }
 
     /// Fails where a log does not reach back to what was built: rows that did not change since would be
-    /// missing from the new views.
-    pub(crate) async fn whole_logs(&mut self) -> anyhow::Result<()> {
+    /// missing from the new views. So it does where what was built stood still for longer than the topics
+    /// remember what was deleted: the rows would be back.
+    pub(crate) async fn logs_suffice(
+        &mut self,
+        from_cut_log: bool,
+        deleted_keys_kept: Duration,
+    ) -> anyhow::Result<()> {
+        let generation = self.place.generation;
         let bounds = self.bounds().await?;
         let built = self.built().await?;
-        for (partition, (start, _)) in bounds {
-            let next = built.get(&partition).copied().unwrap_or(0);
-            ensure!(
-                next >= start,
-                "{partition}: the broker's first record is {start}, those before it are gone, and with \
-                 them the rows that did not change since; take a new snapshot \
-                 (docs/operations.md), then say --from-cut-log"
-            );
+        let mut ends = Offsets::new();
+        for (partition, (start, end)) in bounds {
+            match built.get(&partition) {
+                Some(&next) => ensure!(
+                    next >= start,
+                    "{partition}: generation {generation} was built up to record {next}, the broker's first is \
+                     {start} by now, those between are gone; drop that generation (`migrate drop --generation \
+                     {generation}`) and say it again"
+                ),
+                None => ensure!(
+                    start == 0 || from_cut_log,
+                    "{partition}: the broker's first record is {start}, those before it are gone, and with \
+                     them the rows that did not change since; take a new snapshot \
+                     (docs/operations.md), then say --from-cut-log"
+                ),
+            }
+            ends.insert(partition, end);
         }
+        ensure!(
+            reached(&built, &ends) || !self.stood_still(deleted_keys_kept).await?,
+            "generation {generation} has been standing still for longer than {} (CONSUMER_DELETED_KEYS_KEPT): the \
+             topics may not tell any more which of its rows were deleted since; drop it (`migrate drop --generation \
+             {generation}`) and say it again without its number",
+            humantime::format_duration(deleted_keys_kept)
+        );
         Ok(())
+    }
+
+    /// Whether none of what was built changed for so long.
+    async fn stood_still(&mut self, period: Duration) -> anyhow::Result<bool> {
+        let schema = schema_of(self.place.generation);
+        let sql = format!(
+            "select coalesce(now() - max(updated_at) > make_interval(secs => $1), false)
+             from {schema}.cdc_offset"
+        );
+        let read = sqlx::query_scalar(&sql).bind(period.as_secs_f64());
+        let read = read.fetch_one(self.connected().await?).await;
+        read.context("could not read when the generation was built")
     }
 
     /// First and next offset of all partitions.

@@ -110,7 +110,8 @@ pub struct RebuildSettings {
     #[arg(long)]
     pub generation: Option<migrate::Generation>,
 
-    /// Begin although the topic no longer has its first records: it holds a whole snapshot all the same
+    /// Begin a new generation although the topic no longer has its first records: it holds a whole snapshot all
+    /// the same
     #[arg(long)]
     pub from_cut_log: bool,
 

@@ -71,9 +71,7 @@ pub async fn rebuild(
     let database = Database::new(&settings.database.consumer_database_url)?;
     let topics: Vec<String> = specs.iter().map(|spec| spec.topic.clone()).collect();
     let mut observer = Observer::new(&kafka, database.clone(), place, topics.clone())?;
-    if !settings.from_cut_log {
-        observer.whole_logs().await?;
-    }
+    observer.logs_suffice(settings.from_cut_log, settings.limits.deleted_keys_kept).await?;
     tracing::info!(generation = %new, before = %old, "building the views");
     let mut builder = Builder::start(run_settings(settings, &kafka), &specs, place);
     let filled = tokio::select! {

@@ -2,6 +2,7 @@
 
 use crate::harness::World;
 use crate::harness::consumer::Consumer;
+use crate::harness::feed::Feed;
 use crate::harness::source::{Users, user_feed, user_views};
 use crate::rebuild::{current, rebuild};
 
@@ -22,6 +23,46 @@ async fn views_are_not_rebuilt_from_a_log_whose_beginning_is_gone() {
     // A snapshot tells them all again.
     feed.send(&world, &users.snapshot()).await;
     rebuild(&world, &feed, &["--from-cut-log"]).await.expect("a rebuild");
+    world.shows("public.user_view", &users.as_view()).await;
+}
+
+/// Five users, and a second generation that readers see; the first stays where it was.
+async fn rebuilt() -> (World, Feed, Users) {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    feed.send(&world, &users.puts(1..=5)).await;
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    rebuild(&world, &feed, &[]).await.expect("a rebuild");
+    feed.send(&world, &users.puts(1..=5)).await;
+    (world, feed, users)
+}
+
+/// Moving it up to the log's first record would leave what was deleted in between.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_generation_that_ends_before_the_log_begins_is_not_gone_on_with() {
+    let (world, feed, _) = rebuilt().await;
+    world.delete_records(&feed.topic, 0, 7).await;
+    let arguments = ["--generation=1", "--from-cut-log"];
+    let refused = rebuild(&world, &feed, &arguments).await.expect_err("a hole").to_string();
+    assert!(refused.contains("was built up to record 5, the broker's first is 7"), "{refused}");
+    assert!(refused.contains("migrate drop --generation 1"), "{refused}");
+    assert_eq!(current(&world).await, "2");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_generation_older_than_the_memory_of_deleted_keys_is_not_gone_on_with() {
+    let (world, feed, users) = rebuilt().await;
+    world.sql("update cdc_offset set updated_at = now() - interval '8 days'").await;
+    let refused =
+        rebuild(&world, &feed, &["--generation=1"]).await.expect_err("too old").to_string();
+    assert!(refused.contains("standing still for longer than 7days"), "{refused}");
+    assert!(refused.contains("migrate drop --generation 1"), "{refused}");
+    assert_eq!(current(&world).await, "2");
+    let arguments = ["--generation=1", "--deleted-keys-kept=9d"];
+    rebuild(&world, &feed, &arguments).await.expect("young enough");
     world.shows("public.user_view", &users.as_view()).await;
 }
 
