@@ -124,6 +124,39 @@ impl Observer {
         read.context("could not read when the generation was built")
     }
 
+    /// Fails where readers would lose all rows of a view: the new generation has it, and nobody fills it.
+    pub(crate) async fn all_declared(&mut self, tables: &[String]) -> anyhow::Result<()> {
+        let (new, old) = (schema_of(self.place.generation), schema_of(self.place.published));
+        let connection = self.connected().await?;
+        let undeclared: Vec<String> = sqlx::query_scalar(
+            "select quote_ident(t.tablename)
+             from pg_tables t
+             where t.schemaname = $1
+                 and to_regclass(format('%I.%I', $1, t.tablename || '_deleted')) is not null
+                 and to_regclass(format('%I.%I', $2, t.tablename)) is not null
+                 and t.tablename <> all ($3)",
+        )
+        .bind(&old)
+        .bind(new)
+        .bind(tables)
+        .fetch_all(&mut *connection)
+        .await
+        .context("could not read which views there are")?;
+        for view in undeclared {
+            let rows: bool =
+                sqlx::query_scalar(&format!("select exists (select from {old}.{view})"))
+                    .fetch_one(&mut *connection)
+                    .await
+                    .with_context(|| format!("could not read {view}"))?;
+            ensure!(
+                !rows,
+                "the views file does not declare {view}, which has rows: it would be published empty. Declare it, \
+                 or drop its table in a migration"
+            );
+        }
+        Ok(())
+    }
+
     /// First and next offset of all partitions.
     async fn bounds(&self) -> anyhow::Result<BTreeMap<Partition, (i64, i64)>> {
         let (client, topics) = (Arc::clone(&self.client), self.topics.clone());

@@ -72,6 +72,8 @@ pub async fn rebuild(
     let topics: Vec<String> = specs.iter().map(|spec| spec.topic.clone()).collect();
     let mut observer = Observer::new(&kafka, database.clone(), place, topics.clone())?;
     observer.logs_suffice(settings.from_cut_log, settings.limits.deleted_keys_kept).await?;
+    let tables: Vec<String> = specs.iter().map(|spec| spec.table.clone()).collect();
+    observer.all_declared(&tables).await?;
     tracing::info!(generation = %new, before = %old, "building the views");
     let mut builder = Builder::start(run_settings(settings, &kafka), &specs, place);
     let filled = tokio::select! {

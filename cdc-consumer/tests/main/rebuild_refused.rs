@@ -67,6 +67,19 @@ async fn a_generation_older_than_the_memory_of_deleted_keys_is_not_gone_on_with(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_that_only_the_old_generation_fills_are_not_published_empty() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    feed.send(&world, &Users::default().puts(1..=5)).await;
+    world.sql("insert into post_view (post_id) values (1)").await;
+    let refused = rebuild(&world, &feed, &[]).await.expect_err("not declared").to_string();
+    assert!(refused.contains("the views file does not declare post_view"), "{refused}");
+    assert_eq!(current(&world).await, "1");
+    world.sql("delete from post_view").await;
+    rebuild(&world, &feed, &[]).await.expect("there is nothing to lose");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn records_that_only_the_new_views_keep_aside_stop_the_swap() {
     let world = World::new().await;
     let feed = user_feed(&world, 1).await;
