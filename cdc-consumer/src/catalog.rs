@@ -262,7 +262,7 @@ const COLUMNS_SQL: &str = "
     left join pg_type element on element.oid = base.typelem and base.typcategory = 'A'
     left join pg_index i on i.indrelid = c.oid and i.indisprimary
     left join lateral unnest(i.indkey) with ordinality as k (attnum, position)
-        on k.attnum = a.attnum
+        on k.attnum = a.attnum and k.position <= i.indnkeyatts
     where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p') and a.attgenerated = ''
     order by k.position nulls last, a.attnum";
 
