@@ -36,7 +36,7 @@ pub enum Command {
     /// Look at everything the consumer stands on, and say what is wrong with it
     ///
     /// Database, tables, topics and how long they keep records, stored offsets, the newest record of each
-    /// topic against its table. Changes nothing. Exits with 1 when something is wrong; what is only
+    /// partition against its table. Changes nothing. Exits with 1 when something is wrong; what is only
     /// doubtful is said.
     Check(Box<CheckSettings>),
 
