@@ -3,12 +3,14 @@
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value as Json, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::dead_letters::{dead_letters, retry};
 use crate::harness::World;
 use crate::harness::consumer::Consumer;
 use crate::harness::feed::{Event, Feed, Message};
 use crate::harness::source::{Users, user_feed, user_views};
+use crate::rebuild::rebuild_until;
 use crate::snapshots::{snapshot, swept, too_long};
 
 /// Five users, of whom 1 and 2 have a dead letter and were deleted unheard, as the snapshot behind it tells.
@@ -243,4 +245,33 @@ async fn silent_partitions_are_swept_though_the_last_row_of_the_snapshot_was_ret
     world.shows("user_view", &users.as_view()).await;
     world.counts_are_right().await;
     consumer.stop().await;
+}
+
+/// Each generation has an enum of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_swept_row_whose_key_is_an_enum_does_not_come_back_with_a_rebuild() {
+    let world = World::new().await;
+    let size = "create type size as enum ('S', 'M')";
+    let table = "create table shirt (id size primary key, name text)";
+    world.view(&format!("{size}; {table}"), "shirt").await;
+    let fields = json!([{"name": "id", "type": "string"}, {"name": "name", "type": "string"}]);
+    let feed = Feed::new(&world, 1, &fields, &["id"]).await;
+    let views = format!("[[view]]\ntopic = '{}'\ntable = 'shirt'\n", feed.topic);
+    let consumer = Consumer::start(&world, &views, &[]);
+    feed.send(&world, &["S", "M"].map(|id| Event::new("c", 8, price(id, "ok")))).await;
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    let swept = "with gone as (delete from shirt where id = 'M' returning *)
+        insert into shirt_deleted select id, source_epoch, source_lsn + 1, 'infinity' from gone";
+    world.sql(swept).await;
+
+    let second = migrate::Generation::new(2).expect("a number");
+    migrate::views(&world.admin_url(), second).await.expect("a second generation");
+    let create = format!(
+        "set role migrator; set search_path to views_2; {size}; {table}; call cdc_view('shirt')"
+    );
+    world.sql(&create).await;
+    let never = CancellationToken::new();
+    rebuild_until(&world, &views, &["--generation=2"], &never).await.expect("a rebuild");
+    world.shows("views_2.shirt", &[price("S", "ok")]).await;
 }
