@@ -343,8 +343,11 @@ async fn changed_columns_replace_the_thin_view_and_dependants_stop_that_whole() 
     assert!(matches!(&error, MigrateError::Publish { view, .. } if view == "post_view"), "{error}");
     assert_eq!(current_generation(&fresh.url()).await.unwrap(), Some(Generation::FIRST));
     run(&mut db, "drop view public.mine").await;
+    run(&mut db, "grant select on public.post_view to debezium with grant option").await;
     publish(&fresh.url(), generation(2)).await.unwrap();
     assert_eq!(text(&mut db, columns).await, before);
+    let kept = "select has_table_privilege('debezium', 'public.post_view', 'select with grant option')::text";
+    assert_eq!(text(&mut db, kept).await, "true", "who could read it still can");
 
     // A view the generation no longer publishes is withdrawn; others' views stay.
     run(&mut db, "create view public.mine as select 1 as one").await;
