@@ -359,6 +359,30 @@ async fn changed_columns_replace_the_thin_view_and_dependants_stop_that_whole() 
     fresh.drop().await;
 }
 
+/// The newest migration is tried again and changes a column of a view that readers see.
+#[tokio::test]
+async fn a_migration_that_a_published_column_does_not_let_through_says_to_build_the_views_anew() {
+    let fresh = post_database().await;
+    let mut db = fresh.connect().await;
+    let undo = "delete from views_1._sqlx_migrations
+        where version = (select max(version) from views_1._sqlx_migrations)";
+    run(&mut db, undo).await;
+    for change in ["alter column author_id type text", "drop column author_id"] {
+        let also = format!(
+            "create or replace function public.also() returns event_trigger language plpgsql
+                 as 'begin alter table views_1.post_view {change}; end';
+             drop event trigger if exists also;
+             create event trigger also on ddl_command_start when tag in ('CREATE PROCEDURE')
+                 execute function public.also()"
+        );
+        run(&mut db, &also).await;
+        let error = views(&fresh.url(), Generation::FIRST).await.unwrap_err();
+        assert!(matches!(error, MigrateError::Shown { .. }), "{error}");
+        assert!(error.to_string().contains("`cdc-consumer rebuild`"), "{error}");
+    }
+    fresh.drop().await;
+}
+
 #[tokio::test]
 async fn a_url_that_cannot_be_used_says_so_without_the_password() {
     let passwords = Passwords::development();
