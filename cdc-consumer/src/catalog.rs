@@ -231,7 +231,8 @@ impl Table {
     }
 }
 
-/// Generated columns are PostgreSQL's to fill. A domain counts as its base type, in casts too: the assignment
+/// Generated columns are PostgreSQL's to fill. Columns that an index only includes are no part of the key. A domain
+/// counts as what it stands for in the end, in casts too: the assignment
 /// runs its checks, where a cast to a domain over `varchar(3)` would cut.
 const COLUMNS_SQL: &str = "
     select
@@ -241,7 +242,7 @@ const COLUMNS_SQL: &str = "
         format('%I.%I', type_schema.nspname, base.typname) as cast_name,
         base.typname as base,
         base.typtype = 'e' as enumeration,
-        not (t.typtype = 'd' and base.typtype = 'e') as comparable,
+        not (a.atttypid <> base.oid and base.typtype = 'e') as comparable,
         coalesce(l.collisdeterministic, true) as deterministic,
         a.attidentity = 'a' as identity,
         base.typcategory = 'R' as range,
@@ -254,15 +255,24 @@ const COLUMNS_SQL: &str = "
     from pg_class c
     join pg_namespace n on n.oid = c.relnamespace
     join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
-    join pg_type t on t.oid = a.atttypid
-    cross join lateral (select case when t.typtype = 'd' then t.typtypmod else a.atttypmod end as modifier) m
-    join pg_type base on base.oid = case when t.typtype = 'd' then t.typbasetype else t.oid end
+    cross join lateral (
+        with recursive resolved (type_id, modifier) as (
+            select a.atttypid, a.atttypmod
+            union all
+            select d.typbasetype, d.typtypmod
+            from resolved
+            join pg_type d on d.oid = resolved.type_id and d.typtype = 'd'
+        )
+        select resolved.* from resolved
+        join pg_type t on t.oid = resolved.type_id and t.typtype <> 'd'
+    ) m
+    join pg_type base on base.oid = m.type_id
     join pg_namespace type_schema on type_schema.oid = base.typnamespace
     left join pg_collation l on l.oid = a.attcollation
     left join pg_type element on element.oid = base.typelem and base.typcategory = 'A'
     left join pg_index i on i.indrelid = c.oid and i.indisprimary
     left join lateral unnest(i.indkey) with ordinality as k (attnum, position)
-        on k.attnum = a.attnum
+        on k.attnum = a.attnum and k.position <= i.indnkeyatts
     where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p') and a.attgenerated = ''
     order by k.position nulls last, a.attnum";
 

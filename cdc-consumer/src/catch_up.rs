@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use rdkafka::consumer::BaseConsumer;
@@ -73,17 +74,84 @@ impl Observer {
     }
 
     /// Fails where a log does not reach back to what was built: rows that did not change since would be
-    /// missing from the new views.
-    pub(crate) async fn whole_logs(&mut self) -> anyhow::Result<()> {
+    /// missing from the new views. So it does where what was built stood still for longer than the topics
+    /// remember what was deleted: the rows would be back.
+    pub(crate) async fn logs_suffice(
+        &mut self,
+        from_cut_log: bool,
+        deleted_keys_kept: Duration,
+    ) -> anyhow::Result<()> {
+        let generation = self.place.generation;
         let bounds = self.bounds().await?;
         let built = self.built().await?;
-        for (partition, (start, _)) in bounds {
-            let next = built.get(&partition).copied().unwrap_or(0);
+        let mut ends = Offsets::new();
+        for (partition, (start, end)) in bounds {
+            match built.get(&partition) {
+                Some(&next) => ensure!(
+                    next >= start,
+                    "{partition}: generation {generation} was built up to record {next}, the broker's first is \
+                     {start} by now, those between are gone; drop that generation (`migrate drop --generation \
+                     {generation}`) and say it again"
+                ),
+                None => ensure!(
+                    start == 0 || from_cut_log,
+                    "{partition}: the broker's first record is {start}, those before it are gone, and with \
+                     them the rows that did not change since; take a new snapshot \
+                     (docs/operations.md), then say --from-cut-log"
+                ),
+            }
+            ends.insert(partition, end);
+        }
+        ensure!(
+            reached(&built, &ends) || !self.stood_still(deleted_keys_kept).await?,
+            "generation {generation} has been standing still for longer than {} (CONSUMER_DELETED_KEYS_KEPT): the \
+             topics may not tell any more which of its rows were deleted since; drop it (`migrate drop --generation \
+             {generation}`) and say it again without its number",
+            humantime::format_duration(deleted_keys_kept)
+        );
+        Ok(())
+    }
+
+    /// Whether none of what was built changed for so long.
+    async fn stood_still(&mut self, period: Duration) -> anyhow::Result<bool> {
+        let schema = schema_of(self.place.generation);
+        let sql = format!(
+            "select coalesce(now() - max(updated_at) > make_interval(secs => $1), false)
+             from {schema}.cdc_offset"
+        );
+        let read = sqlx::query_scalar(&sql).bind(period.as_secs_f64());
+        let read = read.fetch_one(self.connected().await?).await;
+        read.context("could not read when the generation was built")
+    }
+
+    /// Fails where readers would lose all rows of a view: the new generation has it, and nobody fills it.
+    pub(crate) async fn all_declared(&mut self, tables: &[String]) -> anyhow::Result<()> {
+        let (new, old) = (schema_of(self.place.generation), schema_of(self.place.published));
+        let connection = self.connected().await?;
+        let undeclared: Vec<String> = sqlx::query_scalar(
+            "select quote_ident(t.tablename)
+             from pg_tables t
+             where t.schemaname = $1
+                 and to_regclass(format('%I.%I', $1, t.tablename || '_deleted')) is not null
+                 and to_regclass(format('%I.%I', $2, t.tablename)) is not null
+                 and t.tablename <> all ($3)",
+        )
+        .bind(&old)
+        .bind(new)
+        .bind(tables)
+        .fetch_all(&mut *connection)
+        .await
+        .context("could not read which views there are")?;
+        for view in undeclared {
+            let rows: bool =
+                sqlx::query_scalar(&format!("select exists (select from {old}.{view})"))
+                    .fetch_one(&mut *connection)
+                    .await
+                    .with_context(|| format!("could not read {view}"))?;
             ensure!(
-                next >= start,
-                "{partition}: the broker's first record is {start}, those before it are gone, and with \
-                 them the rows that did not change since; take a new snapshot \
-                 (docs/operations.md), then say --from-cut-log"
+                !rows,
+                "the views file does not declare {view}, which has rows: it would be published empty. Declare it, \
+                 or drop its table in a migration"
             );
         }
         Ok(())
@@ -172,16 +240,17 @@ pub(crate) fn replaces(place: Place, published: Generation) -> anyhow::Result<()
     Ok(())
 }
 
-/// Open dead letters: of the new generation, and of the one that readers see.
-pub(crate) async fn dead_letters(
-    tx: &mut PgConnection,
-    place: Place,
-) -> anyhow::Result<(i64, i64)> {
-    let count =
-        |generation| format!("(select count(*) from {}.cdc_dead_letter)", schema_of(generation));
-    let sql = format!("select {}, {}", count(place.generation), count(place.published));
-    let counts = sqlx::query_as(&sql).fetch_one(tx).await;
-    counts.context("could not count the dead letters")
+/// How many records the new generation keeps aside that are no dead letters in the one that readers see.
+pub(crate) async fn more_dead_letters(tx: &mut PgConnection, place: Place) -> anyhow::Result<i64> {
+    let (new, old) = (schema_of(place.generation), schema_of(place.published));
+    let sql = format!(
+        "select count(*)
+         from {new}.cdc_dead_letter n
+         left join {old}.cdc_dead_letter o using (topic, partition, record_offset)
+         where o.id is null"
+    );
+    let count = sqlx::query_scalar(&sql).fetch_one(tx).await;
+    count.context("could not count the dead letters")
 }
 
 /// In the order in which a batch locks them.

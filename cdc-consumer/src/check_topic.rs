@@ -1,5 +1,5 @@
 //! What `check` finds about a topic: whether it is there, how long it keeps records, whether the stored offsets
-//! lie in it, and whether its newest record fits its table.
+//! lie in it, and whether its newest records fit its table.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -62,7 +62,7 @@ impl TopicCheck<'_> {
         self.findings.add(verdict, &subject, format!("{} partitions, {says}", bounds.len()));
         self.look_at_offsets(topic, &bounds);
         if self.views.iter().any(|view| view.spec.topic == topic) {
-            self.look_at_record(topic, &bounds).await;
+            self.look_at_records(topic, &bounds).await;
         }
         Ok(())
     }
@@ -86,29 +86,40 @@ impl TopicCheck<'_> {
         self.findings.add(Verdict::Fine, &subject, says);
     }
 
-    /// Decodes the newest record as the consumer would.
-    async fn look_at_record(&mut self, topic: &str, bounds: &Bounds) {
+    /// Decodes the newest record of each partition as the consumer would.
+    async fn look_at_records(&mut self, topic: &str, bounds: &Bounds) {
         let subject = format!("records of {topic}");
-        let Some((partition, offset, record)) = self.newest_record(topic, bounds).await else {
-            return self.findings.add(Verdict::Fine, &subject, "there is none to look at");
-        };
         let mut decoder = Decoder::new(Arc::clone(&self.views));
-        let outcome = self.decode(&mut decoder, &partition, offset, &record).await;
+        let (mut fitting, mut others) = (0, 0);
+        for (&number, &bounds) in bounds {
+            let partition = Partition { topic: topic.to_owned(), number };
+            let Some((offset, record)) = self.newest_record(&partition, bounds).await else {
+                continue;
+            };
+            match self.decode(&mut decoder, &partition, offset, &record).await {
+                Ok(None) => fitting += 1,
+                Ok(Some(refused)) => {
+                    others += 1;
+                    let says = format!("{partition} @ {offset} would be kept aside: {refused}");
+                    self.findings.add(Verdict::Wrong, &subject, says);
+                }
+                Err(error) => {
+                    others += 1;
+                    self.findings.failed(&subject, &error);
+                    break; // the next ones would only say the same
+                }
+            }
+        }
+        if fitting > 0 {
+            let says = format!("the newest of {fitting} partitions fits its table");
+            self.findings.add(Verdict::Fine, &subject, says);
+        } else if others == 0 {
+            self.findings.add(Verdict::Fine, &subject, "there is none to look at");
+        }
         let defaulted: Vec<_> = decoder.defaulted_columns().collect();
         if !defaulted.is_empty() {
             let says = format!("{} {DEFAULTED}", defaulted.join(", "));
             self.findings.add(Verdict::Doubtful, &format!("columns of {topic}"), says);
-        }
-        match outcome {
-            Ok(None) => {
-                let says = format!("{partition} @ {offset} fits its table");
-                self.findings.add(Verdict::Fine, &subject, says);
-            }
-            Ok(Some(refused)) => {
-                let says = format!("{partition} @ {offset} would be kept aside: {refused}");
-                self.findings.add(Verdict::Wrong, &subject, says);
-            }
-            Err(error) => self.findings.failed(&subject, &error),
         }
     }
 
@@ -116,16 +127,13 @@ impl TopicCheck<'_> {
     /// record compacted away) is passed over.
     async fn newest_record(
         &self,
-        topic: &str,
-        bounds: &Bounds,
-    ) -> Option<(Partition, i64, RawRecord)> {
-        for (&number, &(start, end)) in bounds {
-            let partition = Partition { topic: topic.to_owned(), number };
-            for offset in (start..end).rev().take(RECORDS_BACK) {
-                let fetched = self.fetcher.fetch(&partition, offset).await;
-                if let Ok(Some(record @ (_, Some(_)))) = fetched {
-                    return Some((partition, offset, record));
-                }
+        partition: &Partition,
+        (start, end): (i64, i64),
+    ) -> Option<(i64, RawRecord)> {
+        for offset in (start..end).rev().take(RECORDS_BACK) {
+            let fetched = self.fetcher.fetch(partition, offset).await;
+            if let Ok(Some(record @ (_, Some(_)))) = fetched {
+                return Some((offset, record));
             }
         }
         None

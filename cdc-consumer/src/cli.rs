@@ -36,7 +36,7 @@ pub enum Command {
     /// Look at everything the consumer stands on, and say what is wrong with it
     ///
     /// Database, tables, topics and how long they keep records, stored offsets, the newest record of each
-    /// topic against its table. Changes nothing. Exits with 1 when something is wrong; what is only
+    /// partition against its table. Changes nothing. Exits with 1 when something is wrong; what is only
     /// doubtful is said.
     Check(Box<CheckSettings>),
 
@@ -110,11 +110,12 @@ pub struct RebuildSettings {
     #[arg(long)]
     pub generation: Option<migrate::Generation>,
 
-    /// Begin although the topic no longer has its first records: it holds a whole snapshot all the same
+    /// Begin a new generation although the topic no longer has its first records: it holds a whole snapshot all
+    /// the same
     #[arg(long)]
     pub from_cut_log: bool,
 
-    /// Publish although more records are kept aside than in the views that readers see
+    /// Publish although records are kept aside that are not in the views that readers see
     #[arg(long)]
     pub with_dead_letters: bool,
 
@@ -259,7 +260,8 @@ pub struct ResetSettings {
     pub to: ResetTo,
 
     /// The topic was deleted and made again, or its log cut: forget what was seen of the old log, and
-    /// begin the new one. Rows go on to be guarded by their source positions
+    /// begin the new one. Rows go on to be guarded by their source positions. Refused while dead letters of the
+    /// old log are open
     #[arg(long)]
     pub new_log: bool,
 

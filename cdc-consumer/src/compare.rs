@@ -13,8 +13,8 @@ use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{Connection, PgConnection, Row};
 
 use crate::catalog::Table;
+use crate::kind::PgType;
 use crate::plan;
-use crate::room::Room;
 use crate::sql::quote;
 use crate::view::ViewSpec;
 
@@ -80,19 +80,15 @@ impl Side {
         Self::new(&quote(&table.name), table, |index| format!("{}::text", name(index)), key)
     }
 
-    /// The source table, `name` as SQL writes it. Its values are read as the view's types where those are
-    /// PostgreSQL's own: `1.5` in a `numeric(10,2)` is `1.50`. Not as a text of some length, which would cut what
-    /// the view may have cut. `fields` are what it has for the view's columns.
+    /// The source table, `name` as SQL writes it. Its values are read as the view's types, see [`cast`]. `fields`
+    /// are what it has for the view's columns.
     pub(crate) fn of_source(name: &str, table: &Table, fields: &[Field]) -> Self {
         let field = |index: usize| fields.get(index).cloned().unwrap_or_default();
         let column = |index: usize| {
             let name = quote(&field(index).name);
-            match table.column_type(index) {
-                Some(target) if Room::of(target).is_some() => format!("t.{name}::text"),
-                Some(target) if target.cast.starts_with("pg_catalog.") => {
-                    format!("t.{name}::{}::text", target.name)
-                }
-                _ => format!("t.{name}::text"),
+            match table.column_type(index).and_then(cast) {
+                Some(cast) => format!("t.{name}::{cast}::text"),
+                None => format!("t.{name}::text"),
             }
         };
         let key = |index: usize| {
@@ -158,6 +154,36 @@ impl Side {
             .and_then(async |row| read(&row))
             .try_collect()
             .await
+    }
+}
+
+/// What a value of the source is read as, to be written as a column of this type writes it: `1.5` in a
+/// `numeric(10,2)` is `1.50`. Only in types of PostgreSQL's own, which the source has, too. Never in one that cuts
+/// what the view may have cut (the length of a text), or that fails where a value is no value of the view (out
+/// of range): such a row differs, and the others are compared.
+fn cast(target: &PgType) -> Option<String> {
+    let PgType { cast, modifier, .. } = target;
+    if !cast.starts_with("pg_catalog.") {
+        return None;
+    }
+    let base = target.element.as_ref().map_or(&target.base, |element| &element.base);
+    match (base.as_str(), *modifier) {
+        // As text they are the same in whatever type.
+        ("int2" | "int4" | "int8" | "oid" | "name" | "char" | "varchar", _) => None,
+        // Precision and scale share the modifier, behind a header of four bytes; the scale has a sign.
+        ("numeric", 4..) => {
+            let scale = (((modifier - 4) & 0x7ff) ^ 0x400) - 0x400;
+            Some(format!("{cast}(1000,{scale})"))
+        }
+        ("time" | "timetz" | "timestamp" | "timestamptz", 0..) => {
+            Some(format!("{cast}({modifier})"))
+        }
+        // Its fields, and the precision of its seconds.
+        ("interval", 0..) => Some(match (modifier >> 16, modifier & 0xffff) {
+            (fields, 0xffff) => format!("{cast}({fields})"),
+            (fields, precision) => format!("{cast}({fields},{precision})"),
+        }),
+        _ => Some(cast.clone()),
     }
 }
 
@@ -297,7 +323,7 @@ mod tests {
         let check = |side: Side, expected| assert!(side.some.ends_with(expected), "{side:?}");
         check(
             Side::of_source("s", &table, &[field("A", "int8"), field("b", "varchar(9)")]),
-            "where (t.\"A\", t.\"b\"::text::text) in \
+            "where (t.\"A\", t.\"b\"::pg_catalog.text::text) in \
              (select u.k1::int8, u.k2::text from unnest($1::text[], $2::text[]) as u (k1, k2))",
         );
         check(

@@ -32,19 +32,42 @@ struct DeadLetter {
     /// When it was kept aside, as PostgreSQL writes it.
     quarantined_at: String,
     #[serde(skip)]
+    #[sqlx(default)]
     chunk_lsn: Option<i64>,
     #[serde(skip)]
+    #[sqlx(default)]
     key_text: Option<String>,
     #[serde(skip)]
+    #[sqlx(default)]
     record_key: Option<Vec<u8>>,
     #[serde(skip)]
+    #[sqlx(default)]
     record_value: Option<Vec<u8>>,
+}
+
+impl DeadLetter {
+    /// The broker still had it when it was kept aside.
+    fn has_record(&self) -> bool {
+        self.record_key.is_some() || self.record_value.is_some()
+    }
+
+    /// Whether the broker had compacted it away, and one of these letters of its key is a newer state of the row.
+    fn is_replaced(&self, letters: &[Self]) -> bool {
+        let newer = |other: &Self| {
+            other.partition == self.partition && other.record_offset > self.record_offset
+        };
+        !self.has_record() && letters.iter().any(|other| newer(other) && other.has_record())
+    }
 }
 
 /// What a [`DeadLetter`] is read from.
 const COLUMNS: &str = "
     id, view_name, topic, partition, record_offset, reason, error, schema_id,
     quarantined_at::text as quarantined_at, chunk_lsn, key_text, record_key, record_value";
+/// ... where nobody asks for the record: all of them together may be large.
+const LISTED: &str = "
+    id, view_name, topic, partition, record_offset, reason, error, schema_id,
+    quarantined_at::text as quarantined_at";
 
 /// Letters of one key; see [`of_key`].
 const OF_KEY: &str = "id = $1 or (view_name = $2 and key_text = $3)";
@@ -61,7 +84,7 @@ pub async fn execute(command: &DeadLettersCommand, out: &mut impl Write) -> anyh
 
 async fn list(settings: &DeadLetterSettings, out: &mut impl Write) -> anyhow::Result<()> {
     let (_, _, mut connection) = connect(&settings.database).await?;
-    let sql = format!("select {COLUMNS} from cdc_dead_letter order by id");
+    let sql = format!("select {LISTED} from cdc_dead_letter order by id");
     let letters: Vec<DeadLetter> = sqlx::query_as(&sql)
         .fetch_all(&mut connection)
         .await
@@ -147,7 +170,7 @@ async fn retry(settings: &RetrySettings, out: &mut impl Write) -> anyhow::Result
     let mut tx = connection.begin().await?;
     let letters = take_with_followers(&mut tx, &letter).await?;
     let mut batch = Batch::new(shapes());
-    for letter in &letters {
+    for letter in letters.iter().filter(|letter| !letter.is_replaced(&letters)) {
         let mut progress = repetition(letter);
         progress.lineage = lineage(&mut tx, letter).await?;
         if letter.record_value.is_none() {
@@ -197,7 +220,7 @@ async fn learn_schemas(
     decoder: &mut Decoder,
     trial: &mut Batch,
 ) -> anyhow::Result<()> {
-    for letter in letters {
+    for letter in letters.iter().filter(|letter| letter.has_record()) {
         let mut progress = repetition(letter);
         while let Decoded::NeedsSchema(id) = decode(letter, decoder, &mut progress, trial)? {
             decoder.learn(id, registry.schema(id).await?);
@@ -212,10 +235,10 @@ fn decode(
     progress: &mut Progress,
     batch: &mut Batch,
 ) -> anyhow::Result<Decoded> {
-    if letter.record_key.is_none() && letter.record_value.is_none() {
+    if !letter.has_record() {
         bail!(
-            "dead letter {} has no record: the broker had compacted it away; a newer state of the row \
-             follows, so drop this one",
+            "dead letter {} has no record: the broker had compacted it away, for a newer one of its key that \
+             has not been read yet; try again when that is kept aside, too",
             letter.id
         );
     }
@@ -318,12 +341,17 @@ async fn take_with_followers(
         .execute(&mut *connection)
         .await
         .context("could not wait for the batches of the topic")?;
-    let sql = format!("delete from cdc_dead_letter where {OF_KEY} returning {COLUMNS}");
-    let mut letters =
+    // Where partitions were added since, offsets of two of them tell no order: the key came to that one first
+    // which had the first letter.
+    let sql = format!(
+        "with taken as (delete from cdc_dead_letter where {OF_KEY} returning {COLUMNS})
+         select * from taken
+         order by min(id) over (partition by taken.partition), partition, record_offset"
+    );
+    let letters =
         of_key(connection, sql, letter).await.context("could not take the dead letters")?;
     // Somebody else may have taken them meanwhile.
     ensure!(!letters.is_empty(), gone(letter.id));
-    letters.sort_by_key(|letter| letter.record_offset);
     Ok(letters)
 }
 

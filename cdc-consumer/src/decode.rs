@@ -299,7 +299,7 @@ impl Decoder {
         if envelope.ends_snapshot {
             let timestamp_millis = record.timestamp_millis;
             let end = SnapshotEnd { lsn: envelope.lsn, timestamp_millis, repeated };
-            view_batch.snapshot_end = Some(end);
+            view_batch.snapshot_end = Some(end.or_later(view_batch.snapshot_end));
         }
         let action = match envelope.operation {
             Operation::Create | Operation::Update | Operation::Read => Action::Upsert,

@@ -52,11 +52,14 @@ pub async fn reset(settings: &ResetSettings, out: &mut impl Write) -> anyhow::Re
     for (offset, target) in &moves {
         writeln!(out, "{}-{}: {} -> {target}", offset.topic, offset.partition, offset.next_offset)?;
     }
+    if settings.new_log {
+        no_letters(&mut connection, &moves).await?;
+    }
     if !settings.execute {
         writeln!(out, "nothing was changed; add --execute to do it")?;
         return Ok(());
     }
-    move_all(&mut connection, settings, &moves).await.context("could not move the offsets")?;
+    move_all(&mut connection, settings, &moves).await?;
     let targets = moves.iter().map(|(offset, target)| {
         (Partition { topic: offset.topic.clone(), number: offset.partition }, *target)
     });
@@ -75,16 +78,46 @@ async fn move_all(
     connection: &mut PgConnection,
     settings: &ResetSettings,
     moves: &[(&StoredOffset, i64)],
-) -> Result<(), sqlx::Error> {
-    let mut tx = connection.begin().await?;
+) -> anyhow::Result<()> {
+    let failed = "could not move the offsets";
+    let mut tx = connection.begin().await.context(failed)?;
     sqlx::query("select from cdc_offset where topic = $1 order by partition for update")
         .bind(&settings.topic)
         .execute(&mut *tx)
-        .await?;
-    for &(offset, target) in moves {
-        move_to(&mut tx, offset, target, settings.new_log).await?;
+        .await
+        .context(failed)?;
+    if settings.new_log {
+        // A batch that was under way may have kept one aside.
+        no_letters(&mut tx, moves).await?;
     }
-    tx.commit().await
+    for &(offset, target) in moves {
+        move_to(&mut tx, offset, target, settings.new_log).await.context(failed)?;
+    }
+    tx.commit().await.context(failed)
+}
+
+/// Fails while dead letters of these partitions are open: they have offsets of the old log, which would be taken for
+/// places in the new one.
+async fn no_letters(
+    connection: &mut PgConnection,
+    moves: &[(&StoredOffset, i64)],
+) -> anyhow::Result<()> {
+    let Some((StoredOffset { topic, .. }, _)) = moves.first() else { return Ok(()) };
+    let count: i64 = sqlx::query_scalar(
+        "select count(*) from cdc_dead_letter where topic = $1 and partition = any($2)",
+    )
+    .bind(topic)
+    .bind(moves.iter().map(|(offset, _)| offset.partition).collect::<Vec<_>>())
+    .fetch_one(connection)
+    .await
+    .context("could not count the dead letters")?;
+    ensure!(
+        count == 0,
+        "{count} dead letters of {topic} are records of the old log, and their offsets say nothing in the new \
+         one; retry or drop them first (`cdc-consumer dead-letters list`, then `retry` or `drop` with a \
+         number). Nothing was changed"
+    );
+    Ok(())
 }
 
 /// A new epoch fences off whoever owns the partition. A replay may bring back rows that the newest

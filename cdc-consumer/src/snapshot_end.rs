@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use sqlx::{PgConnection, PgTransaction, Row};
 
+use crate::fold::SnapshotEnd;
 use crate::mentioned::{Read, Verdict, verdict};
 use crate::metrics;
 use crate::sweep::SweepError;
@@ -17,7 +18,25 @@ pub(crate) struct Ended {
     pub(crate) topic: String,
     /// When its last row was sent, in milliseconds from 1970; -1 where Kafka does not say.
     pub(crate) timestamp_millis: i64,
-    pub(crate) log_ends: Option<BTreeMap<i32, i64>>,
+    /// Empty until the broker was asked.
+    pub(crate) log_ends: BTreeMap<i32, i64>,
+}
+
+impl SnapshotEnd {
+    /// Which of two ends decides, this one or one read before it: the one that was sent later. Records of
+    /// different partitions come in no order, and a source that was restored goes on at lower LSNs. Where Kafka
+    /// does not say when, the one read last does, but one read again never takes the place of a new one.
+    pub(crate) fn or_later(self, before: Option<Self>) -> Self {
+        let sent = |end: Self| (end.timestamp_millis, end.lsn);
+        let decides = |before: &Self| {
+            if self.timestamp_millis.min(before.timestamp_millis) < 0 {
+                self.repeated && !before.repeated
+            } else {
+                sent(*before) > sent(self)
+            }
+        };
+        before.filter(decides).unwrap_or(self)
+    }
 }
 
 /// Keeps where the logs ended, once the broker was asked.
@@ -46,7 +65,7 @@ pub(crate) async fn ended(
     table: &str,
 ) -> Result<Option<Ended>, SweepError> {
     let row = sqlx::query(
-        "select source_lsn, topic, log_ends::text, record_timestamp
+        "select source_lsn, topic, coalesce(log_ends, '{}')::text, record_timestamp
          from cdc_snapshot
          where view_name = $1 and swept_at is null and ended_at < now() - make_interval(secs => $2)",
     )
@@ -56,8 +75,8 @@ pub(crate) async fn ended(
     .await
     .map_err(SweepError::Store)?;
     let Some(row) = row else { return Ok(None) };
-    let log_ends: Option<String> = row.try_get(2).map_err(SweepError::Store)?;
-    let log_ends = log_ends.map(|text| serde_json::from_str(&text)).transpose();
+    let log_ends: String = row.try_get(2).map_err(SweepError::Store)?;
+    let log_ends = serde_json::from_str(&log_ends);
     Ok(Some(Ended {
         lsn: row.try_get(0).map_err(SweepError::Store)?,
         topic: row.try_get(1).map_err(SweepError::Store)?,
@@ -100,8 +119,7 @@ pub(crate) async fn decide(
         };
         read.insert(partition, newest);
     }
-    let none = BTreeMap::new();
-    Ok(verdict(ended.lsn, ended.log_ends.as_ref().unwrap_or(&none), &read))
+    Ok(verdict(ended.lsn, &ended.log_ends, &read))
 }
 
 /// Notes that it is swept, unless that was to begin anew meanwhile.
@@ -126,4 +144,30 @@ pub(crate) async fn finish(
         tracing::info!(table, rows, "removed rows that the source's snapshot did not mention");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_ends_the_one_sent_later_decides_whatever_is_read_first() {
+        let end = |lsn, timestamp_millis| SnapshotEnd { lsn, timestamp_millis, repeated: false };
+        let again = |end| SnapshotEnd { repeated: true, ..end };
+        let check =
+            |before, read, expected| assert_eq!(SnapshotEnd::or_later(read, before), expected);
+        let (earlier, later) = (end(800, 10), end(960, 20));
+        check(None, earlier, earlier);
+        check(Some(earlier), later, later);
+        check(Some(later), earlier, later);
+        check(Some(later), again(earlier), later);
+        check(Some(again(earlier)), later, later);
+        let restored = end(400, 30);
+        check(Some(later), restored, restored);
+        check(Some(restored), later, restored);
+        let unknown = end(960, -1);
+        check(Some(earlier), unknown, unknown);
+        check(Some(unknown), earlier, earlier);
+        check(Some(unknown), again(earlier), unknown);
+    }
 }

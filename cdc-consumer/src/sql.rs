@@ -143,7 +143,7 @@ fn key_identical(table: &Table, one: &str, other: &str) -> String {
 }
 
 /// A condition on each key column, given its position and quoted name, joined by `and`.
-fn each_key(table: &Table, condition: impl Fn(usize, &str) -> String) -> String {
+pub(crate) fn each_key(table: &Table, condition: impl Fn(usize, &str) -> String) -> String {
     let conditions: Vec<_> = table
         .key_columns()
         .map(|column| condition(column, &quote(table.column_name(column))))

@@ -60,8 +60,8 @@ impl SweepError {
     }
 }
 
-/// Notes that the last row of a snapshot is applied, in its transaction. Read again it counts only as
-/// long as no newer snapshot is known.
+/// Notes that the last row of a snapshot is applied, in its transaction, as long as no snapshot is known that was
+/// sent later ([`SnapshotEnd::or_later`]). Read again it counts only for the snapshot that is known.
 pub(crate) async fn note(
     tx: &mut PgTransaction<'_>,
     target: &Target,
@@ -78,11 +78,20 @@ pub(crate) async fn note(
          on conflict (view_name) do update set
              topic = excluded.topic,
              source_lsn = excluded.source_lsn,
-             record_timestamp = excluded.record_timestamp,
+             record_timestamp = case
+                 -- A dead letter that is retried does not know its own.
+                 when s.source_lsn = excluded.source_lsn then
+                     greatest(s.record_timestamp, excluded.record_timestamp)
+                 else excluded.record_timestamp
+             end,
              ended_at = excluded.ended_at,
              log_ends = null,
              swept_at = null
-         where not $4 or s.source_lsn = excluded.source_lsn",
+         where s.source_lsn = excluded.source_lsn
+            or not $4 and (
+                least(s.record_timestamp, excluded.record_timestamp) < 0
+                or (s.record_timestamp, s.source_lsn)
+                    < (excluded.record_timestamp, excluded.source_lsn))",
     )
     .bind(&spec.table)
     .bind(&spec.topic)
@@ -172,11 +181,11 @@ impl Sweeper {
         let table = &view.spec.table;
         let known = answered(patience, snapshot_end::ended(connection, table)).await?;
         let Some(mut ended) = known else { return Ok(()) };
-        if ended.log_ends.is_none() {
+        if ended.log_ends.is_empty() {
             let log_ends = self.ask_log_ends(table, &ended).await?;
             let keep = snapshot_end::keep_log_ends(connection, table, &ended, &log_ends);
             answered(patience, keep).await?;
-            ended.log_ends = Some(log_ends);
+            ended.log_ends = log_ends;
         }
         if let Some(rows) = self.sweep(connection, view, &ended, patience).await? {
             let finish = snapshot_end::finish(connection, table, &ended, rows);

@@ -1,7 +1,7 @@
 //! The statements that sweep rows a snapshot did not mention; `sql.rs` has the others. No I/O.
 
 use crate::catalog::{SOURCE_EPOCH, SOURCE_LSN, Table};
-use crate::sql::{deleted_table, key_equal, literal, names, quote};
+use crate::sql::{deleted_table, each_key, literal, names, quote};
 
 /// How many pages a view's table has, or the largest of its partitions: tuple ids are those of each.
 pub(crate) fn pages(table: &Table) -> String {
@@ -67,10 +67,21 @@ pub(crate) fn sweep_again(table: &Table, old: &str) -> String {
          and not exists (select from {old}.{table} o where {shown})",
         table = quote(&table.name),
         deleted = deleted_table(table),
-        swept_there = key_equal(table, "t", "d"),
-        shown = key_equal(table, "o", "t"),
+        swept_there = same_key(table, "t", "d"),
+        shown = same_key(table, "o", "t"),
     );
     swept(table, &rows)
+}
+
+/// [`crate::sql::key_equal`] of rows in two generations: each has its own enums, and nothing compares those.
+fn same_key(table: &Table, one: &str, other: &str) -> String {
+    each_key(table, |column, key| {
+        let enumeration = table.column_type(column).is_some_and(|key| {
+            key.enumeration || key.element.as_ref().is_some_and(|element| element.enumeration)
+        });
+        let as_text = if enumeration { "::text" } else { "" };
+        format!("{one}.{key}{as_text} = {other}.{key}{as_text}")
+    })
 }
 
 /// Deletes `rows`, `from` the view as `t`, and counts them. Their keys are remembered for ever, since no record

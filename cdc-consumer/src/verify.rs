@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use secrecy::ExposeSecret;
 use serde::Serialize;
 use sqlx::PgConnection;
@@ -78,17 +78,19 @@ pub async fn verify(settings: &VerifySettings, out: &mut impl Write) -> anyhow::
 
     let source_table = qualified(&settings.source_table);
     let fields = compare::fields(&mut source_connection, &source_table, &view.table, spec).await?;
-    let mut rows = Rows {
+    let rows = Rows {
         source_side: Side::of_source(&source_table, &view.table, &fields),
         view_side: Side::of_view(&view.table),
         source: &mut source_connection,
         view: &mut view_connection,
     };
-    let mut report = rows.compare(settings, view).await?;
-    report.derived = derived(&mut view_connection, &schema_of(generation)).await?;
-    report.dead_letters = sqlx::query_scalar("select count(*) from cdc_dead_letter")
-        .fetch_one(&mut view_connection)
-        .await?;
+    let report = rows.report(settings, view, &schema_of(generation)).await;
+    // What was read stands still since then, or is gone.
+    ensure!(
+        database.current_generation().await? == generation,
+        "other views took the place of those that were compared meanwhile; say it again"
+    );
+    let report = report?;
     if settings.json {
         serde_json::to_writer_pretty(&mut *out, &report)?;
         writeln!(out)?;
@@ -114,6 +116,19 @@ struct Rows<'a> {
 }
 
 impl Rows<'_> {
+    async fn report(
+        mut self,
+        settings: &VerifySettings,
+        view: &View,
+        schema: &str,
+    ) -> anyhow::Result<Report> {
+        let mut report = self.compare(settings, view).await?;
+        report.derived = derived(self.view, schema).await?;
+        let letters = sqlx::query_scalar("select count(*) from cdc_dead_letter");
+        report.dead_letters = letters.fetch_one(self.view).await?;
+        Ok(report)
+    }
+
     async fn compare(&mut self, settings: &VerifySettings, view: &View) -> anyhow::Result<Report> {
         let reading = compare::all(
             (&self.source_side, &mut *self.source),

@@ -12,6 +12,11 @@ use crate::lock::{self, ATTEMPT_MAX, PAUSE};
 /// How often it is said who is waited for.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
+/// A column that a view shows cannot be retyped ...
+const NOT_SUPPORTED: &str = "0A000";
+/// ... nor dropped.
+const DEPENDENT_OBJECTS: &str = "2BP01";
+
 /// Applies what is missing of one set of migrations, in the connection's search path.
 ///
 /// Waits for transactions that use the tables to change, for as long as they take.
@@ -26,7 +31,14 @@ pub(crate) async fn apply(
     let mut said = None;
     while let Err(source) = migrator.run(&mut *db).await {
         if !server_error(&source).is_some_and(lock::not_available) {
-            return Err(MigrateError::Apply { set, source });
+            let code = server_error(&source).and_then(lock::code);
+            let shown =
+                code.is_some_and(|code| [NOT_SUPPORTED, DEPENDENT_OBJECTS].contains(&&*code));
+            return Err(if shown {
+                MigrateError::Shown { set, source }
+            } else {
+                MigrateError::Apply { set, source }
+            });
         }
         if said.is_none_or(|at: Instant| at.elapsed() >= SAY_EVERY) {
             said = Some(Instant::now());

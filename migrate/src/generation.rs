@@ -296,8 +296,9 @@ async fn replace(
         Ok(()) => attempt.commit().await?,
         Err(error) if lock::code(&error).as_deref() == Some(COLUMNS_DIFFER) => {
             attempt.rollback().await?;
+            let grants = grants(db, name).await?;
             // No cascade: a view somebody else built on this one is his to change first.
-            execute(db, format!("drop view public.{name}; create {body}")).await?;
+            execute(db, format!("drop view public.{name}; create {body}; {grants}")).await?;
         }
         Err(error) => return Err(error),
     }
@@ -308,6 +309,29 @@ async fn replace(
          grant select on public.{name} to post_api"
     );
     execute(db, finish).await
+}
+
+/// Statements that let everybody else do with a thin view what he may do now.
+async fn grants(db: &mut PgConnection, view: &str) -> Result<String, sqlx::Error> {
+    sqlx::query_scalar(
+        "select coalesce(
+             string_agg(
+                 format(
+                     'grant %s on public.%s to %s%s',
+                     a.privilege_type,
+                     $1,
+                     coalesce(quote_ident(r.rolname), 'public'),
+                     case when a.is_grantable then ' with grant option' end),
+                 '; '),
+             '')
+         from pg_class c
+         cross join aclexplode(c.relacl) a
+         left join pg_roles r on r.oid = a.grantee
+         where c.oid = ('public.' || $1)::regclass and a.grantee <> c.relowner",
+    )
+    .bind(view)
+    .fetch_one(db)
+    .await
 }
 
 /// The thin views of earlier generations that this one no longer has.

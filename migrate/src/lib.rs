@@ -193,6 +193,17 @@ pub enum MigrateError {
         /// Which one, and why.
         source: sqlx::migrate::MigrateError,
     },
+    /// A migration retypes or drops in place what a view shows.
+    #[error(
+        "could not apply the migrations of {set:?}: views stand on what one of them changes in place. Where those \
+         are what readers see, build the views anew with it (`cdc-consumer rebuild`)"
+    )]
+    Shown {
+        /// `users`, `posts` or `views`.
+        set: &'static str,
+        /// Which one, and why.
+        source: sqlx::migrate::MigrateError,
+    },
     /// A generation's schema, rights or record could not be set up.
     #[error("could not set up generation {generation}")]
     Generation {

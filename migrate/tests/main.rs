@@ -343,8 +343,11 @@ async fn changed_columns_replace_the_thin_view_and_dependants_stop_that_whole() 
     assert!(matches!(&error, MigrateError::Publish { view, .. } if view == "post_view"), "{error}");
     assert_eq!(current_generation(&fresh.url()).await.unwrap(), Some(Generation::FIRST));
     run(&mut db, "drop view public.mine").await;
+    run(&mut db, "grant select on public.post_view to debezium with grant option").await;
     publish(&fresh.url(), generation(2)).await.unwrap();
     assert_eq!(text(&mut db, columns).await, before);
+    let kept = "select has_table_privilege('debezium', 'public.post_view', 'select with grant option')::text";
+    assert_eq!(text(&mut db, kept).await, "true", "who could read it still can");
 
     // A view the generation no longer publishes is withdrawn; others' views stay.
     run(&mut db, "create view public.mine as select 1 as one").await;
@@ -353,6 +356,30 @@ async fn changed_columns_replace_the_thin_view_and_dependants_stop_that_whole() 
     let left = "select string_agg(relname, ',' order by relname) from pg_class
         where relnamespace = 'public'::regnamespace and relkind = 'v'";
     assert_eq!(text(&mut db, left).await, "department_stats,mine,user_view");
+    fresh.drop().await;
+}
+
+/// The newest migration is tried again and changes a column of a view that readers see.
+#[tokio::test]
+async fn a_migration_that_a_published_column_does_not_let_through_says_to_build_the_views_anew() {
+    let fresh = post_database().await;
+    let mut db = fresh.connect().await;
+    let undo = "delete from views_1._sqlx_migrations
+        where version = (select max(version) from views_1._sqlx_migrations)";
+    run(&mut db, undo).await;
+    for change in ["alter column author_id type text", "drop column author_id"] {
+        let also = format!(
+            "create or replace function public.also() returns event_trigger language plpgsql
+                 as 'begin alter table views_1.post_view {change}; end';
+             drop event trigger if exists also;
+             create event trigger also on ddl_command_start when tag in ('CREATE PROCEDURE')
+                 execute function public.also()"
+        );
+        run(&mut db, &also).await;
+        let error = views(&fresh.url(), Generation::FIRST).await.unwrap_err();
+        assert!(matches!(error, MigrateError::Shown { .. }), "{error}");
+        assert!(error.to_string().contains("`cdc-consumer rebuild`"), "{error}");
+    }
     fresh.drop().await;
 }
 

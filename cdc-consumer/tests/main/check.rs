@@ -91,3 +91,17 @@ async fn the_newest_record_is_held_against_its_table() {
     assert_says(&printed, "wrong", &["no field feeds column user_view.shoe_size"]);
     assert!(error.is_some(), "{printed}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_newest_record_of_each_partition_is_looked_at() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 3).await;
+    let mut users = Users::default();
+    let mut bad = feed.message(&users.put(1)).to(2);
+    bad.value.as_mut().expect("a value").truncate(9);
+    world.send(&feed.topic, vec![feed.message(&users.put(2)).to(0), bad]).await;
+    let (printed, error) = check(&world, &user_views(&feed.topic)).await;
+    assert_says(&printed, "wrong", &["-2 @ 0 would be kept aside: "]);
+    assert!(printed.contains("the newest of 1 partitions fits its table"), "{printed}");
+    assert!(error.is_some(), "{printed}");
+}

@@ -95,6 +95,54 @@ async fn a_retried_dead_letter_becomes_its_row_with_all_that_waited_behind_it() 
     consumer.stop().await;
 }
 
+/// Its key moved to a partition that was added, where offsets begin anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn letters_of_two_partitions_are_retried_in_the_order_in_which_they_were_kept_aside() {
+    let world = World::new().await;
+    let create = "create table essay (id bigint primary key, title varchar(5), body text)";
+    world.view(create, "essay").await;
+    let fields = ["title", "body"].map(|name| json!({"name": name, "type": "string"}));
+    let fields = json!([{"name": "id", "type": "long"}, fields[0], fields[1]]);
+    let feed = Feed::new(&world, 2, &fields, &["id"]).await;
+    let views = format!("[[view]]\ntopic = '{}'\ntable = 'essay'\n", feed.topic);
+    let consumer = Consumer::start(&world, &views, &[]);
+    let essay = |title: &str, body: &str| json!({"id": 2, "title": title, "body": body});
+    for (partition, event) in [
+        (0, Event::new("c", 8, essay("ok", "old"))),
+        (0, Event::new("u", 16, essay("too long", "new"))),
+        (1, Event::new("u", 24, essay("last", "__debezium_unavailable_value"))),
+    ] {
+        world.send(&feed.topic, vec![feed.message(&event).to(partition)]).await;
+        world.drained(&feed.topic, 2).await; // a batch of its own
+    }
+    assert_eq!(world.dead_letters().await.len(), 2);
+    world.sql("alter table essay alter column title type varchar(50)").await;
+    retry(&world, &views).await.unwrap();
+    world.shows("essay", &[essay("last", "new")]).await;
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_letter_whose_record_was_compacted_away_is_passed_over_for_the_newer_one_of_its_key() {
+    let (world, _feed, views, consumer) = kept_aside().await;
+    widen(&world).await;
+    let lose = "create table public.kept as select * from cdc_dead_letter;
+        update cdc_dead_letter set record_key = null, record_value = null";
+    world.sql(lose).await;
+    let refused = retry(&world, &views).await.expect_err("the newer one is not here").to_string();
+    assert!(refused.contains("has not been read yet"), "{refused}");
+    assert_eq!(world.dead_letters().await.len(), 2, "they are still there");
+
+    let newer =
+        "update cdc_dead_letter l set record_key = k.record_key, record_value = k.record_value
+        from public.kept k where k.id = l.id and l.reason = 'parked'";
+    world.sql(newer).await;
+    retry(&world, &views).await.unwrap();
+    world.shows("note", &[note(1, "ok"), note(2, "longer still")]).await;
+    assert_eq!(world.dead_letters().await, [""; 0]);
+    consumer.stop().await;
+}
+
 /// One is refused by PostgreSQL, one by the decoder, which would see PostgreSQL cut it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retried_change_that_an_incremental_snapshot_missed_is_as_new_as_it_was() {

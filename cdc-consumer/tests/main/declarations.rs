@@ -139,6 +139,29 @@ async fn a_mapped_subset_of_the_columns_is_enough() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_column_that_the_primary_key_only_includes_is_no_part_of_it() {
+    let world = World::new().await;
+    let create = "create table thing (id bigint, name text, primary key (id) include (name))";
+    world.view(create, "thing").await;
+    let feed = Feed::new(&world, 1, &id_and("name", &json!("string")), &["id"]).await;
+    let views = format!("[[view]]\ntopic = '{}'\ntable = 'thing'\n", feed.topic);
+    let consumer = Consumer::start(&world, &views, &[]);
+    let thing = |id: i64, name: &str| json!({"id": id, "name": name});
+    for event in [
+        Event::new("c", 8, thing(1, "old")),
+        Event::new("c", 16, thing(2, "gone")),
+        Event::new("u", 24, thing(1, "new")),
+        Event::new("d", 32, thing(2, "")),
+    ] {
+        feed.send(&world, &[event]).await;
+        world.drained(&feed.topic, 1).await; // a batch of its own
+    }
+    world.shows("thing", &[thing(1, "new")]).await;
+    assert_eq!(world.text("select string_agg(id::text, ',') from thing_deleted").await, "2");
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_declared_field_feeds_its_column_whatever_else_has_that_name() {
     let world = World::new().await;
     world.view("create table thing (id bigint primary key, name text)", "thing").await;

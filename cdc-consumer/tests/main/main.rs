@@ -25,6 +25,7 @@ mod plans;
 mod poison;
 mod positions;
 mod rebuild;
+mod rebuild_refused;
 mod registry;
 mod replay;
 mod snapshots;

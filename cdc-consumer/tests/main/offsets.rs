@@ -5,6 +5,7 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
+use crate::dead_letters::dead_letters;
 use crate::harness::consumer::{Consumer, Process, total};
 use crate::harness::feed::{Feed, Message};
 use crate::harness::source::{Users, user_feed, user_fields, user_views};
@@ -102,6 +103,35 @@ async fn a_topic_recreated_with_more_records_halts_the_consumer() {
     world.shows("user_view", &users.as_view()).await;
     world.drained(&feed.topic, 1).await;
     assert_eq!(total(&consumer.stop().await), 30);
+}
+
+/// Their offsets would be compared with those of the new log's records.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_log_is_not_begun_while_dead_letters_of_the_old_one_are_open() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    let mut users = Users::default();
+    let mut bad = feed.message(&users.put(1)).to(0);
+    bad.value.as_mut().expect("a value").truncate(9);
+    world.send(&feed.topic, vec![bad, feed.message(&users.put(2)).to(1)]).await;
+    world.drained(&feed.topic, 2).await;
+    consumer.stop().await;
+
+    let begin = async |more: &[&str]| {
+        offsets_reset(&world, &[&["--topic", &feed.topic, "--new-log"], more].concat()).await
+    };
+    for arguments in [&[][..], &["--execute"], &["--partition=0", "--execute"]] {
+        let refused = begin(arguments).await.expect_err("a letter is open").to_string();
+        assert!(refused.contains("1 dead letters of"), "{refused}");
+        assert!(refused.contains("`cdc-consumer dead-letters list`"), "{refused}");
+        assert_eq!(world.next_offset(&feed.topic, 0).await, "1", "nothing was moved");
+    }
+    begin(&["--partition=1", "--execute"]).await.expect("it has none");
+    let id = world.text("select id from cdc_dead_letter").await;
+    dead_letters(&world, &["drop", &id]).await.expect("dropped");
+    begin(&["--execute"]).await.expect("none is left");
+    assert_eq!(world.next_offset(&feed.topic, 0).await, "0");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

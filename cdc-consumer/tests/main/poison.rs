@@ -289,7 +289,8 @@ async fn refused(value: &[u8], header: Option<&'static str>) -> String {
     let feed = user_feed(&world, 1).await;
     let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
     let key = feed.key_bytes(&json!({"id": 1}));
-    let message = Message { key: Some(key), value: Some(value.to_vec()), header, partition: None };
+    let message =
+        Message { key: Some(key), value: Some(value.to_vec()), header, ..Message::default() };
     world.send(&feed.topic, vec![message]).await;
     world.drained(&feed.topic, 1).await;
     consumer.stop().await;

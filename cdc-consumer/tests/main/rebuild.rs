@@ -14,19 +14,24 @@ use crate::harness::{SOON, World, wait_until};
 use crate::snapshots::{snapshot, swept};
 
 /// `cdc-consumer rebuild` with these arguments; returns what it printed.
-async fn rebuild(world: &World, feed: &Feed, arguments: &[&str]) -> anyhow::Result<String> {
-    rebuild_until(world, feed, arguments, &CancellationToken::new()).await
-}
-
-async fn rebuild_until(
+pub(crate) async fn rebuild(
     world: &World,
     feed: &Feed,
+    arguments: &[&str],
+) -> anyhow::Result<String> {
+    let views = user_views(&feed.topic);
+    rebuild_until(world, &views, arguments, &CancellationToken::new()).await
+}
+
+pub(crate) async fn rebuild_until(
+    world: &World,
+    views: &str,
     arguments: &[&str],
     shutdown: &CancellationToken,
 ) -> anyhow::Result<String> {
     let admin = format!("--admin-database-url={}", world.admin_url());
     let arguments = [&["rebuild", &admin], arguments].concat();
-    command(world, &user_views(&feed.topic), &arguments, async |command| {
+    command(world, views, &arguments, async |command| {
         let Command::Rebuild(settings) = command else { panic!("a rebuild") };
         let mut out = Vec::new();
         cdc_consumer::rebuild::rebuild(&settings, shutdown, &mut out).await?;
@@ -35,7 +40,7 @@ async fn rebuild_until(
     .await
 }
 
-async fn current(world: &World) -> String {
+pub(crate) async fn current(world: &World) -> String {
     world.text("select current from public.cdc_generation").await
 }
 
@@ -251,7 +256,8 @@ async fn a_rebuild_that_was_broken_off_goes_on_with_its_generation() {
     world.drained(&feed.topic, 1).await;
     let stopped = CancellationToken::new();
     stopped.cancel();
-    let refused = rebuild_until(&world, &feed, &[], &stopped).await.expect_err("stopped");
+    let views = user_views(&feed.topic);
+    let refused = rebuild_until(&world, &views, &[], &stopped).await.expect_err("stopped");
     assert!(refused.to_string().contains("goes on with generation 2"), "{refused}");
     assert_eq!(current(&world).await, "1");
     let said = rebuild(&world, &feed, &["--json"]).await.expect("the rest");
@@ -277,53 +283,6 @@ async fn a_consumer_without_records_leaves_a_generation_that_is_dropped_at_once(
     in_generation(&consumer, 2).await;
     feed.send(&world, &[users.put(1)]).await;
     world.shows("public.user_view", &users.as_view()).await;
-    consumer.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn views_are_not_rebuilt_from_a_log_whose_beginning_is_gone() {
-    let world = World::new().await;
-    let feed = user_feed(&world, 1).await;
-    let mut users = Users::default();
-    feed.send(&world, &users.puts(1..=10)).await;
-    world.delete_records(&feed.topic, 0, 4).await;
-    let refused = rebuild(&world, &feed, &[]).await.expect_err("rows would be missing").to_string();
-    assert!(
-        refused.contains("first record is 4") && refused.contains("--from-cut-log"),
-        "{refused}"
-    );
-    assert_eq!(current(&world).await, "1");
-
-    // A snapshot tells them all again.
-    feed.send(&world, &users.snapshot()).await;
-    rebuild(&world, &feed, &["--from-cut-log"]).await.expect("a rebuild");
-    world.shows("public.user_view", &users.as_view()).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn records_that_only_the_new_views_keep_aside_stop_the_swap() {
-    let world = World::new().await;
-    let feed = user_feed(&world, 1).await;
-    let mut users = Users::default();
-    let mut bad = feed.message(&users.clone().put(7));
-    bad.value.as_mut().expect("a value").truncate(9);
-    world.send(&feed.topic, vec![bad]).await;
-    feed.send(&world, &users.puts(1..=3)).await;
-    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
-    world.drained(&feed.topic, 1).await;
-    world.sql("delete from cdc_dead_letter").await;
-
-    let refused = rebuild(&world, &feed, &[]).await.expect_err("one more").to_string();
-    assert!(
-        refused.contains("1 records are kept aside in the new views, 0 in the old"),
-        "{refused}"
-    );
-    assert_eq!(current(&world).await, "1");
-    feed.send(&world, &[users.put(4)]).await;
-    world.shows("user_view", &users.as_view()).await;
-    rebuild(&world, &feed, &["--with-dead-letters"]).await.expect("as it is");
-    assert_eq!(current(&world).await, "2");
-    world.shows("views_2.user_view", &users.as_view()).await;
     consumer.stop().await;
 }
 

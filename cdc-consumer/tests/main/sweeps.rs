@@ -1,14 +1,16 @@
 //! What a sweep must leave, and what it must reach.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value as Json, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::dead_letters::{dead_letters, retry};
 use crate::harness::World;
 use crate::harness::consumer::Consumer;
-use crate::harness::feed::{Event, Feed};
+use crate::harness::feed::{Event, Feed, Message};
 use crate::harness::source::{Users, user_feed, user_views};
+use crate::rebuild::rebuild_until;
 use crate::snapshots::{snapshot, swept, too_long};
 
 /// Five users, of whom 1 and 2 have a dead letter and were deleted unheard, as the snapshot behind it tells.
@@ -182,4 +184,94 @@ async fn a_tombstone_alone_removes_a_row_that_overtook_a_snapshot() {
     late.delete(2);
     world.shows("user_view", &late.as_view()).await;
     consumer.stop().await;
+}
+
+/// The partition with the end of the earlier one was read last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_snapshots_the_one_sent_later_decides_whichever_ends_last_in_the_logs() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    let mut users = Users::default();
+    users.puts(1..=3);
+    let earlier = snapshot(&mut users);
+    users.delete(1); // unheard
+    let mut later = users.snapshot();
+    later[0].snapshot = "last";
+    let send = async |partition: i32, rows: &[(&Event, i64)]| {
+        let rows = rows.iter().map(|&(row, sent)| {
+            let message = feed.message(row).to(partition);
+            Message { timestamp_millis: Some(sent), ..message }
+        });
+        world.send(&feed.topic, rows.collect()).await;
+        world.drained(&feed.topic, 2).await;
+    };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+    let second = i64::try_from(now.as_millis()).expect("a time of our days");
+    let first = second - 60_000;
+    send(0, &[(&earlier[0], first), (&earlier[1], first), (&later[0], second)]).await;
+    send(1, &[(&earlier[2], first), (&later[1], second)]).await;
+    assert_eq!(swept(&world).await, "1");
+    world.shows("user_view", &users.as_view()).await;
+    world.counts_are_right().await;
+    consumer.stop().await;
+}
+
+/// Its record is not read again, so its time is known only from the first reading.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_partitions_are_swept_though_the_last_row_of_the_snapshot_was_retried() {
+    let world = World::new().await;
+    world.sql("alter table user_view add constraint short check (length(name) < 50)").await;
+    let feed = user_feed(&world, 2).await;
+    let views = user_views(&feed.topic);
+    let consumer = Consumer::start(&world, &views, &[]);
+    let mut users = Users::default();
+    let to = |partition: i32, event: &Event| feed.message(event).to(partition);
+    let first = users.puts(1..=2);
+    world.send(&feed.topic, vec![to(0, &first[0]), to(1, &first[1])]).await;
+    world.drained(&feed.topic, 2).await;
+    users.delete(2); // unheard
+    let last = too_long(snapshot(&mut users)[0].clone());
+    world.send(&feed.topic, vec![to(0, &last)]).await;
+    world.drained(&feed.topic, 2).await;
+    consumer.stop().await; // before it sweeps
+    assert_eq!(world.dead_letters().await.len(), 1);
+    world.sql("alter table user_view drop constraint short").await;
+    retry(&world, &views).await.expect("applied");
+
+    let consumer = Consumer::start(&world, &views, &[]);
+    assert_eq!(swept(&world).await, "1");
+    world.send(&feed.topic, vec![to(0, &users.put(1))]).await;
+    world.shows("user_view", &users.as_view()).await;
+    world.counts_are_right().await;
+    consumer.stop().await;
+}
+
+/// Each generation has an enum of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_swept_row_whose_key_is_an_enum_does_not_come_back_with_a_rebuild() {
+    let world = World::new().await;
+    let size = "create type size as enum ('S', 'M')";
+    let table = "create table shirt (id size primary key, name text)";
+    world.view(&format!("{size}; {table}"), "shirt").await;
+    let fields = json!([{"name": "id", "type": "string"}, {"name": "name", "type": "string"}]);
+    let feed = Feed::new(&world, 1, &fields, &["id"]).await;
+    let views = format!("[[view]]\ntopic = '{}'\ntable = 'shirt'\n", feed.topic);
+    let consumer = Consumer::start(&world, &views, &[]);
+    feed.send(&world, &["S", "M"].map(|id| Event::new("c", 8, price(id, "ok")))).await;
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    let swept = "with gone as (delete from shirt where id = 'M' returning *)
+        insert into shirt_deleted select id, source_epoch, source_lsn + 1, 'infinity' from gone";
+    world.sql(swept).await;
+
+    let second = migrate::Generation::new(2).expect("a number");
+    migrate::views(&world.admin_url(), second).await.expect("a second generation");
+    let create = format!(
+        "set role migrator; set search_path to views_2; {size}; {table}; call cdc_view('shirt')"
+    );
+    world.sql(&create).await;
+    let never = CancellationToken::new();
+    rebuild_until(&world, &views, &["--generation=2"], &never).await.expect("a rebuild");
+    world.shows("views_2.shirt", &[price("S", "ok")]).await;
 }

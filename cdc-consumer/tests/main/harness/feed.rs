@@ -42,6 +42,8 @@ pub(crate) struct Message {
     pub(crate) key: Option<Vec<u8>>,
     pub(crate) value: Option<Vec<u8>>,
     pub(crate) header: Option<&'static str>,
+    /// What Kafka stores with it, in milliseconds from 1970; the time of sending without.
+    pub(crate) timestamp_millis: Option<i64>,
 }
 
 impl Message {

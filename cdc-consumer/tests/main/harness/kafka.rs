@@ -53,6 +53,7 @@ impl World {
             record.partition = message.partition;
             record.key = message.key.as_deref();
             record.payload = message.value.as_deref();
+            record.timestamp = message.timestamp_millis;
             record.headers = message.header.map(|key| {
                 OwnedHeaders::new().insert(Header { key, value: Some(&[0, 0, 0, 0, 0, 0, 0, 1]) })
             });

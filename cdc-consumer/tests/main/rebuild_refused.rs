@@ -1,0 +1,114 @@
+//! What a rebuild refuses, since readers would lose rows.
+
+use crate::harness::World;
+use crate::harness::consumer::Consumer;
+use crate::harness::feed::Feed;
+use crate::harness::source::{Users, user_feed, user_views};
+use crate::rebuild::{current, rebuild};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_are_not_rebuilt_from_a_log_whose_beginning_is_gone() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    feed.send(&world, &users.puts(1..=10)).await;
+    world.delete_records(&feed.topic, 0, 4).await;
+    let refused = rebuild(&world, &feed, &[]).await.expect_err("rows would be missing").to_string();
+    assert!(
+        refused.contains("first record is 4") && refused.contains("--from-cut-log"),
+        "{refused}"
+    );
+    assert_eq!(current(&world).await, "1");
+
+    // A snapshot tells them all again.
+    feed.send(&world, &users.snapshot()).await;
+    rebuild(&world, &feed, &["--from-cut-log"]).await.expect("a rebuild");
+    world.shows("public.user_view", &users.as_view()).await;
+}
+
+/// Five users, and a second generation that readers see; the first stays where it was.
+async fn rebuilt() -> (World, Feed, Users) {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    feed.send(&world, &users.puts(1..=5)).await;
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    rebuild(&world, &feed, &[]).await.expect("a rebuild");
+    feed.send(&world, &users.puts(1..=5)).await;
+    (world, feed, users)
+}
+
+/// Moving it up to the log's first record would leave what was deleted in between.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_generation_that_ends_before_the_log_begins_is_not_gone_on_with() {
+    let (world, feed, _) = rebuilt().await;
+    world.delete_records(&feed.topic, 0, 7).await;
+    let arguments = ["--generation=1", "--from-cut-log"];
+    let refused = rebuild(&world, &feed, &arguments).await.expect_err("a hole").to_string();
+    assert!(refused.contains("was built up to record 5, the broker's first is 7"), "{refused}");
+    assert!(refused.contains("migrate drop --generation 1"), "{refused}");
+    assert_eq!(current(&world).await, "2");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_generation_older_than_the_memory_of_deleted_keys_is_not_gone_on_with() {
+    let (world, feed, users) = rebuilt().await;
+    world.sql("update cdc_offset set updated_at = now() - interval '8 days'").await;
+    let refused =
+        rebuild(&world, &feed, &["--generation=1"]).await.expect_err("too old").to_string();
+    assert!(refused.contains("standing still for longer than 7days"), "{refused}");
+    assert!(refused.contains("migrate drop --generation 1"), "{refused}");
+    assert_eq!(current(&world).await, "2");
+    let arguments = ["--generation=1", "--deleted-keys-kept=9d"];
+    rebuild(&world, &feed, &arguments).await.expect("young enough");
+    world.shows("public.user_view", &users.as_view()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_that_only_the_old_generation_fills_are_not_published_empty() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    feed.send(&world, &Users::default().puts(1..=5)).await;
+    world.sql("insert into post_view (post_id) values (1)").await;
+    let refused = rebuild(&world, &feed, &[]).await.expect_err("not declared").to_string();
+    assert!(refused.contains("the views file does not declare post_view"), "{refused}");
+    assert_eq!(current(&world).await, "1");
+    world.sql("delete from post_view").await;
+    rebuild(&world, &feed, &[]).await.expect("there is nothing to lose");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_only_the_new_views_keep_aside_stop_the_swap() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    let mut bad = feed.message(&users.clone().put(7));
+    bad.value.as_mut().expect("a value").truncate(9);
+    world.send(&feed.topic, vec![bad]).await;
+    feed.send(&world, &users.puts(1..=3)).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    world.drained(&feed.topic, 1).await;
+    world.sql("delete from cdc_dead_letter").await;
+
+    let refused = rebuild(&world, &feed, &[]).await.expect_err("one more").to_string();
+    assert!(
+        refused.contains("1 records are kept aside in the new views and not in the old ones"),
+        "{refused}"
+    );
+    assert_eq!(current(&world).await, "1");
+    // As many in the old ones are no excuse, where they are others.
+    let other =
+        "insert into cdc_dead_letter (view_name, topic, partition, record_offset, reason, error)
+        select view_name, topic, partition, 99, reason, error from views_2.cdc_dead_letter";
+    world.sql(other).await;
+    rebuild(&world, &feed, &[]).await.expect_err("the same");
+    world.sql("delete from cdc_dead_letter").await;
+    feed.send(&world, &[users.put(4)]).await;
+    world.shows("user_view", &users.as_view()).await;
+    rebuild(&world, &feed, &["--with-dead-letters"]).await.expect("as it is");
+    assert_eq!(current(&world).await, "2");
+    world.shows("views_2.user_view", &users.as_view()).await;
+    consumer.stop().await;
+}
