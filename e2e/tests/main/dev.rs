@@ -31,6 +31,27 @@ async fn what_is_missing_is_named_although_it_cannot_be_installed() {
     fs::remove_dir_all(root).unwrap();
 }
 
+#[tokio::test]
+async fn no_proxy_stands_before_the_local_stack() {
+    let (root, bin) = clone();
+    for tool in ["cargo", "cc", "curl", "make", "mvn", "perl", "pkg-config", "tar", "xz"] {
+        program(&bin.join(tool), "");
+    }
+    fs::create_dir_all(root.join("java/bin")).unwrap();
+    fs::create_dir_all(root.join("target/debug")).unwrap();
+    program(&root.join("java/bin/java"), "");
+    fs::write(root.join("java/release"), "JAVA_VERSION=\"21.0.1\"\n").unwrap();
+    program(&root.join("target/debug/devstack"), "echo \"$NO_PROXY $no_proxy\"");
+
+    let mut command = dev(&root, &bin);
+    command.arg("status").env("JAVA_HOME", root.join("java")).env_remove("CARGO_TARGET_DIR");
+    command.env("NO_PROXY", "example.com").env_remove("no_proxy");
+    let done = ended(command.output().await.unwrap());
+    let hosts = "127.0.0.1,localhost,example.com";
+    assert_eq!((done.code, done.text.trim()), (Some(0), format!("{hosts} {hosts}").as_str()));
+    fs::remove_dir_all(root).unwrap();
+}
+
 /// A directory with the script alone, and one for the programs it may find.
 fn clone() -> (PathBuf, PathBuf) {
     let (root, repository) = (temporary(), Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap());
