@@ -1,17 +1,19 @@
 //! The directories of a stack's state, and who may change it now: programs that act on the same thing at the
 //! same time wait for each other.
 
-use std::fs::{self, File, Metadata};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File, Metadata, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use crate::settings::running_as_root;
 use crate::stack::{Stack, StackError};
 
 impl Stack {
     pub(crate) fn create_directories(&self) -> Result<(), StackError> {
         for name in ["classes", "log", "run"] {
             let directory = self.places.state.join(name);
-            fs::create_dir_all(&directory).map_err(StackError::file(&directory))?;
+            make_directory(&directory).map_err(StackError::file(&directory))?;
         }
         Ok(())
     }
@@ -39,8 +41,22 @@ fn is_at(file: &File, path: &Path) -> bool {
     matches!((ours, theirs), (Ok(ours), Ok(theirs)) if ours == theirs)
 }
 
+/// Root's `PostgreSQL` runs as another user, who must be able to enter what root makes, whatever root's umask.
+fn make_directory(path: &Path) -> io::Result<()> {
+    let ancestors = path.ancestors().take_while(|directory| !directory.exists());
+    let absent: Vec<&Path> = ancestors.collect();
+    fs::create_dir_all(path)?;
+    if !running_as_root() {
+        return Ok(());
+    }
+    let open = |directory: &&Path| fs::set_permissions(directory, Permissions::from_mode(0o755));
+    absent.iter().try_for_each(open)
+}
+
 #[cfg(test)]
 mod tests {
+    use rustix::fs::Mode;
+    use rustix::process::umask;
 
     use tokio::time::sleep;
 
@@ -82,5 +98,20 @@ mod tests {
         assert!(newcomer.try_lock().is_err(), "two programs have the turn");
         drop(second);
         newcomer.try_lock().unwrap();
+    }
+
+    #[test]
+    fn directories_that_root_makes_can_be_entered_whatever_its_umask() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("a/b");
+        let before = umask(Mode::RWXG | Mode::RWXO);
+        let created = stack(&state).create_directories();
+        umask(before);
+        created.unwrap();
+        let wanted = if running_as_root() { 0o755 } else { 0o700 };
+        for path in [&state, state.parent().unwrap(), &state.join("run")] {
+            let mode = fs::metadata(path).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, wanted, "{}", path.display());
+        }
     }
 }
