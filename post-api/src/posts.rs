@@ -11,6 +11,7 @@ use axum::{Json as JsonAnswer, Router};
 use service::page::{Page, PageQuery};
 use service::precondition::{IfMatch, etag};
 use service::problem::FieldError;
+use service::timestamp::Timestamp;
 use service::together::Together;
 use service::{Json, Path, Problem, Query, database, together};
 use sqlx::PgPool;
@@ -41,8 +42,8 @@ async fn list(
     let rows = sqlx::query_as!(
         PostRow,
         r#"select p.id as "id!", p.title as "title!", p.content as "content!",
-             p.author_id as "author_id!", p.created_at as "created_at!",
-             p.updated_at as "updated_at!", p.version as "version!",
+             p.author_id as "author_id!", p.created_at as "created_at!: Timestamp",
+             p.updated_at as "updated_at!: Timestamp", p.version as "version!",
              u.user_id as "user_id?", u.name as "name?", u.email as "email?",
              u.department as "department?", u.status as "status?"
          from (
@@ -123,8 +124,8 @@ async fn find_by_department(
              where id = any (array(select id from found))
          )
          select p.id as "id!", p.title as "title!", p.content as "content!",
-             p.author_id as "author_id!", p.created_at as "created_at!",
-             p.updated_at as "updated_at!", p.version as "version!",
+             p.author_id as "author_id!", p.created_at as "created_at!: Timestamp",
+             p.updated_at as "updated_at!: Timestamp", p.version as "version!",
              u.user_id as "user_id?", u.name as "name?", u.email as "email?",
              u.department as "department?", u.status as "status?"
          from page as p
@@ -171,7 +172,8 @@ async fn insert(pool: &PgPool, new: &NewPost) -> Result<Option<Post>, sqlx::Erro
              from author
              returning id, title, content, author_id, created_at, updated_at, version
          )
-         select id, title, content, author_id, created_at, updated_at, version,
+         select id, title, content, author_id, created_at as "created_at: Timestamp",
+             updated_at as "updated_at: Timestamp", version,
              user_id as "user_id?", name as "name?", email as "email?",
              department as "department?", status as "status?"
          from created
@@ -208,8 +210,8 @@ async fn find(pool: &PgPool, ids: &[i64]) -> Result<Vec<Post>, sqlx::Error> {
     let rows = sqlx::query_as!(
         PostRow,
         r#"select p.id as "id!", p.title as "title!", p.content as "content!",
-             p.author_id as "author_id!", p.created_at as "created_at!",
-             p.updated_at as "updated_at!", p.version as "version!",
+             p.author_id as "author_id!", p.created_at as "created_at!: Timestamp",
+             p.updated_at as "updated_at!: Timestamp", p.version as "version!",
              u.user_id as "user_id?", u.name as "name?", u.email as "email?",
              u.department as "department?", u.status as "status?"
          from posts as p
@@ -242,7 +244,8 @@ async fn update(
                  and author_id = coalesce($5, author_id)
              returning id, title, content, author_id, created_at, updated_at, version
          )
-         select p.id, p.title, p.content, p.author_id, p.created_at, p.updated_at, p.version,
+         select p.id, p.title, p.content, p.author_id, p.created_at as "created_at: Timestamp",
+             p.updated_at as "updated_at: Timestamp", p.version,
              u.user_id as "user_id?", u.name as "name?", u.email as "email?",
              u.department as "department?", u.status as "status?"
          from changed as p

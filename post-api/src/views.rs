@@ -10,9 +10,9 @@ use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
 use service::page::PageQuery;
 use service::precondition::etag;
-use service::{Path, Problem, Query, database, timestamp};
+use service::timestamp::Timestamp;
+use service::{Path, Problem, Query, database};
 use sqlx::PgPool;
-use time::OffsetDateTime;
 
 use crate::waiting::until;
 use crate::{PAGE_BYTES_MAX, Service};
@@ -38,13 +38,10 @@ struct UserRow {
     email: Option<String>,
     department: Option<String>,
     status: Option<String>,
-    #[serde(serialize_with = "timestamp::serialize_option")]
-    created_at: Option<OffsetDateTime>,
-    #[serde(serialize_with = "timestamp::serialize_option")]
-    updated_at: Option<OffsetDateTime>,
+    created_at: Option<Timestamp>,
+    updated_at: Option<Timestamp>,
     version: Option<i64>,
-    #[serde(serialize_with = "timestamp::serialize_option")]
-    last_processed_at: Option<OffsetDateTime>,
+    last_processed_at: Option<Timestamp>,
 }
 
 impl UserRow {
@@ -62,8 +59,7 @@ struct DepartmentRow {
     department: String,
     user_count: i64,
     active_count: i64,
-    #[serde(serialize_with = "timestamp::serialize")]
-    updated_at: OffsetDateTime,
+    updated_at: Timestamp,
 }
 
 #[derive(Debug, Deserialize)]
@@ -81,7 +77,8 @@ async fn users(
     let users = sqlx::query_as!(
         UserRow,
         r#"select user_id as "id!", name, email, department, status,
-             created_at, updated_at, version, last_processed_at
+             created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp",
+             version, last_processed_at as "last_processed_at: Timestamp"
          from (
              select *, coalesce(sum(text_bytes) over (
                  order by user_id rows between unbounded preceding and 1 preceding), 0) as bytes_before
@@ -134,7 +131,8 @@ async fn find(pool: &PgPool, id: i64) -> Result<Option<UserRow>, sqlx::Error> {
     sqlx::query_as!(
         UserRow,
         r#"select user_id as "id!", name, email, department, status,
-             created_at, updated_at, version, last_processed_at
+             created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp",
+             version, last_processed_at as "last_processed_at: Timestamp"
          from user_view
          where user_id = $1"#,
         id,
@@ -147,7 +145,7 @@ async fn departments(State(service): State<Service>) -> Result<impl IntoResponse
     let departments = sqlx::query_as!(
         DepartmentRow,
         r#"select department as "department!", user_count as "user_count!",
-             active_count as "active_count!", updated_at as "updated_at!"
+             active_count as "active_count!", updated_at as "updated_at!: Timestamp"
          from department_stats
          order by department"#,
     )
