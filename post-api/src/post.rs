@@ -106,8 +106,15 @@ struct Author {
 
 impl Post {
     /// The size of its text, as PostgreSQL counts it.
-    pub(crate) fn content_bytes(&self) -> usize {
-        self.content.len()
+    pub(crate) fn text_bytes(&self) -> usize {
+        self.title.len() + self.content.len() + self.author.as_ref().map_or(0, Author::text_bytes)
+    }
+}
+
+impl Author {
+    fn text_bytes(&self) -> usize {
+        let Self { name, email, department, status, .. } = self;
+        [name, email, department, status].into_iter().flatten().map(String::len).sum()
     }
 }
 

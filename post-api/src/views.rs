@@ -17,9 +17,9 @@ use sqlx::PgPool;
 use crate::waiting::until;
 use crate::{PAGE_BYTES_MAX, Service};
 
-/// Most users in one answer, and how many a request gets that does not say. More follow under the
-/// address in the `Link` header.
-const USER_LIMIT_MAX: i64 = 10_000;
+/// Most users or departments in one answer, and how many a request gets that does not say. More follow under
+/// the address in the `Link` header.
+const LIMIT_MAX: i64 = 10_000;
 
 /// The routes of views.
 pub(crate) fn router() -> Router<Service> {
@@ -73,7 +73,7 @@ async fn users(
     uri: Uri,
     Query(query): Query<PageQuery>,
 ) -> Result<Response, Problem> {
-    let page = query.page(USER_LIMIT_MAX, USER_LIMIT_MAX)?;
+    let page = query.page(LIMIT_MAX, LIMIT_MAX)?;
     let users = sqlx::query_as!(
         UserRow,
         r#"select user_id as "id!", name, email, department, status,
@@ -141,16 +141,38 @@ async fn find(pool: &PgPool, id: i64) -> Result<Option<UserRow>, sqlx::Error> {
     .await
 }
 
-async fn departments(State(service): State<Service>) -> Result<impl IntoResponse, Problem> {
+/// By name: there may be as many as users.
+async fn departments(
+    State(service): State<Service>,
+    uri: Uri,
+    Query(query): Query<PageQuery<String>>,
+) -> Result<Response, Problem> {
+    let page = query.page(LIMIT_MAX, LIMIT_MAX)?;
     let departments = sqlx::query_as!(
         DepartmentRow,
         r#"select department as "department!", user_count as "user_count!",
              active_count as "active_count!", updated_at as "updated_at!: Timestamp"
-         from department_stats
+         from (
+             select *, coalesce(sum(octet_length(department)) over (
+                 order by department rows between unbounded preceding and 1 preceding), 0) as bytes_before
+             from (
+                 select *
+                 from department_stats
+                 where $1::text is null or department > $1
+                 order by department
+                 limit $2
+             ) as d
+         ) as d
+         where bytes_before <= $3
          order by department"#,
+        page.after_name(),
+        page.fetch_limit(),
+        PAGE_BYTES_MAX,
     )
     .fetch_all(&service.pool)
     .await
     .map_err(database::problem)?;
-    Ok(JsonAnswer(departments))
+    let (name, bytes) =
+        (|row: &DepartmentRow| row.department.clone(), |row: &DepartmentRow| row.department.len());
+    Ok(page.answer_within(PAGE_BYTES_MAX, &uri, departments, name, bytes))
 }
