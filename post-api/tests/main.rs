@@ -311,7 +311,8 @@ async fn rows_whose_times_no_calendar_has_are_shown() {
 async fn a_reader_can_wait_for_the_version_he_wrote() {
     with_api(async |api| {
         api.get("/api/posts/users/1").await.is_problem(404, "not-found");
-        api.get("/api/posts/users/1?minVersion=1").await.is_problem(404, "not-found");
+        // He may just not have arrived.
+        api.get("/api/posts/users/1?minVersion=1").await.is_problem(504, "view-behind");
         let mut view = consumer(&api).await;
         show_user(&mut view, 1, "홍길동", "개발팀", 1).await;
         let user = api.get("/api/posts/users/1?minVersion=1").await;
