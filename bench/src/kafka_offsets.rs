@@ -1,6 +1,10 @@
-//! The consumer without its promise: the same batches and statements, with offsets committed to Kafka
-//! alone, after their rows. What a crash leaves between the two is applied twice. It exists to price the
+//! The consumer without its promise: its decoder, limits of batches and statements, with offsets committed to
+//! Kafka alone, after their rows. What a crash leaves between the two is applied twice. It exists to price the
 //! fence.
+//!
+//! What it lacks besides: each batch is new memory, where the consumer uses that of batches applied again; and
+//! when no record is at hand it queues whatever there is behind a busy writer, where the consumer waits for 250
+//! records, or until the writer is idle. Reading stops while a full batch waits for its writer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -7,11 +7,12 @@ use serde::Serialize;
 
 use crate::cli::{Mix, ShapesOptions};
 use crate::contest::{Contestant, Field, Run};
+use crate::drain::in_turn;
 use crate::figures::Spread;
 use crate::jdbc;
 use crate::report;
 use crate::servers::{Conditions, Servers};
-use crate::source::{self, Plan};
+use crate::source::{self, Filled, Plan};
 use crate::target::Target;
 
 const SEED: u64 = 1;
@@ -35,6 +36,7 @@ struct Comparison {
     extreme_to_usual: Spread,
     /// Of the extreme shape.
     peak_mib: Option<u64>,
+    /// Those of the usual shape, then those of the extreme one. They took turns.
     runs: Vec<Run>,
 }
 
@@ -80,28 +82,38 @@ pub(crate) async fn run(options: &ShapesOptions) -> anyhow::Result<ExitCode> {
 async fn compare(servers: &Servers, pair: &Pair, repeat: u32) -> anyhow::Result<Comparison> {
     let filled =
         [source::fill(servers, pair.usual).await?, source::fill(servers, pair.extreme).await?];
-    let mut runs = Vec::new();
+    // As in `drain`.
+    servers.progress.line("  warming up, not counted");
+    measure(servers, pair.contestant, &filled[0], 0).await?;
+    let mut runs = [Vec::new(), Vec::new()];
     for round in 0..repeat {
-        for filled in &filled {
-            let target = Target::create(filled).await?;
-            let field = Field { servers, target: &target, tuned: jdbc::DEFAULT };
-            let run = field.run(pair.contestant, round).await?;
-            ensure!(run.difference.none(), "{}: {}", filled.topic, run.difference);
-            runs.push(run);
+        for side in in_turn(&[0, 1], round) {
+            runs[side].push(measure(servers, pair.contestant, &filled[side], round).await?);
         }
     }
-    // They took turns, the usual shape first.
-    let side = |first| runs.iter().skip(first).step_by(2);
-    let rates = |first| side(first).map(|run: &Run| run.per_second).collect::<Vec<_>>();
+    let rates = |side: usize| runs[side].iter().map(|run: &Run| run.per_second).collect::<Vec<_>>();
     let (usual, extreme) = (rates(0), rates(1));
     Ok(Comparison {
         name: pair.name,
         extreme_to_usual: Spread::of_ratios(&extreme, &usual)?,
-        peak_mib: side(1).filter_map(|run| run.peak_mib).max(),
+        peak_mib: runs[1].iter().filter_map(|run| run.peak_mib).max(),
         usual_per_second: Spread::of_rounds(usual)?,
         extreme_per_second: Spread::of_rounds(extreme)?,
-        runs,
+        runs: runs.concat(),
     })
+}
+
+async fn measure(
+    servers: &Servers,
+    contestant: Contestant,
+    filled: &Filled,
+    round: u32,
+) -> anyhow::Result<Run> {
+    let target = Target::create(filled).await?;
+    let field = Field { servers, target: &target, tuned: jdbc::DEFAULT };
+    let run = field.run(contestant, round).await?;
+    ensure!(run.difference.none(), "{}: {}", filled.topic, run.difference);
+    Ok(run)
 }
 
 fn table(shapes: &Shapes) -> String {

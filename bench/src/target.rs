@@ -23,6 +23,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The changes that led to the rows of a table: a row begins with version 1, and each update raises it.
 /// Those of deleted rows are missing, now as at the end.
 const CHANGES: &str = "coalesce(sum(version), 0)::bigint";
+/// What the triggers of `user_view` keep, by its definition.
+const WRONG_COUNTS: &str = "select count(*)
+    from department_stats as s
+    full join department_stats_definition as d on d.department = s.department
+    where (s.user_count, s.active_count) is distinct from (d.user_count, d.active_count)";
 /// Rows that an error message shows.
 const SAMPLES: usize = 3;
 
@@ -69,13 +74,15 @@ pub(crate) struct Difference {
     pub(crate) missing: u64,
     pub(crate) surplus: u64,
     pub(crate) different: u64,
+    /// Departments whose counts, kept beside the rows, are not what counting the rows gives.
+    pub(crate) wrong_counts: u64,
     /// Some of them: key, then the source's row and the table's.
     pub(crate) samples: Vec<String>,
 }
 
 impl Difference {
     pub(crate) fn none(&self) -> bool {
-        (self.missing, self.surplus, self.different) == (0, 0, 0)
+        self.missing + self.surplus + self.different + self.wrong_counts == 0
     }
 }
 
@@ -84,8 +91,12 @@ impl fmt::Display for Difference {
         if self.none() {
             return write!(f, "all {} rows equal", self.rows);
         }
-        let Self { rows, missing, surplus, different, samples } = self;
-        write!(f, "{rows} rows: {missing} missing, {surplus} too many, {different} different")?;
+        let Self { rows, missing, surplus, different, wrong_counts, samples } = self;
+        write!(
+            f,
+            "{rows} rows: {missing} missing, {surplus} too many, {different} different; {wrong_counts} \
+             counts wrong"
+        )?;
         samples.iter().try_for_each(|sample| write!(f, "\n    {sample}"))
     }
 }
@@ -229,8 +240,13 @@ impl Target {
             missing: count(1)?,
             surplus: count(2)?,
             different: count(3)?,
+            wrong_counts: 0,
             samples: Vec::new(),
         };
+        if table == Table::UserView {
+            let wrong: i64 = sqlx::query_scalar(WRONG_COUNTS).fetch_one(&mut db).await?;
+            difference.wrong_counts = wrong.unsigned_abs();
+        }
         if !difference.none() {
             let sql = format!(
                 "select format('source %s; table %s',
@@ -277,4 +293,22 @@ async fn copy(table: &str, to: &mut PgConnection) -> anyhow::Result<()> {
     }
     writer.finish().await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_wrong_with_a_table_is_a_difference() {
+        assert!(Difference { rows: 7, ..Difference::default() }.none());
+        for (wrong, text) in [
+            (Difference { missing: 1, ..Difference::default() }, "1 missing"),
+            (Difference { surplus: 2, ..Difference::default() }, "2 too many"),
+            (Difference { different: 3, ..Difference::default() }, "3 different"),
+            (Difference { wrong_counts: 4, ..Difference::default() }, "4 counts wrong"),
+        ] {
+            assert!(!wrong.none() && wrong.to_string().contains(text), "{wrong}");
+        }
+    }
 }

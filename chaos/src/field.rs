@@ -123,13 +123,17 @@ impl Field {
                 Err(_) => sleep(RETRY_INTERVAL).await,
             }
         }
-        self.down().remove(&service);
+        self.expect_up(service);
         Ok(())
     }
 
-    /// From here on the process is missing by our own will.
+    /// From here on the process is missing, or frozen, by our own will.
     pub(crate) fn expect_down(&self, service: Service) {
         self.down().insert(service);
+    }
+
+    pub(crate) fn expect_up(&self, service: Service) {
+        self.down().remove(&service);
     }
 
     pub(crate) fn is_expected_down(&self, service: Service) -> bool {

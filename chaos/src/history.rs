@@ -25,7 +25,7 @@ pub(crate) enum Anomaly {
     Resurrected,
     /// `department_stats` was not what its definition says.
     WrongCount,
-    /// A reader was refused by a server that was there.
+    /// A reader was refused by a server that was there, or got no answer.
     Unreadable,
     /// A view did not show a change although it showed later ones of its partition.
     Lost,
@@ -35,6 +35,8 @@ pub(crate) enum Anomaly {
     DeadLetter,
     /// A write that was acknowledged is not in the source table, or one that nobody made is.
     LostWrite,
+    /// A frozen consumer's partitions stood still although the other consumer was there.
+    NoTakeover,
     /// A program of ours ended by itself.
     Ended,
     /// New rows did not reach the view until somebody helped.

@@ -59,7 +59,7 @@ pub(crate) async fn inject(
 fn healed_process(service: Service) -> Healed {
     let consumer = matches!(service, Service::Consumer(_));
     let applying = consumer.then_some((service, 0)).into_iter().collect();
-    Healed { at: Instant::now(), applying, takeover: None }
+    Healed::at_once(applying)
 }
 
 async fn kill(field: &Field, service: Service, lasts: Duration) -> anyhow::Result<Healed> {
@@ -91,6 +91,7 @@ async fn pause(
         Server::Consumer => Some((service, field.records_done(service).await.unwrap_or(0))),
         _ => None,
     };
+    field.expect_down(service);
     field.stack.pause(service)?;
     let end = Instant::now() + lasts;
     let takeover = match server {
@@ -100,7 +101,8 @@ async fn pause(
     tokio::time::sleep_until(end).await;
     let at = Instant::now();
     field.stack.resume(service)?;
-    Ok(Healed { at, applying: applying.into_iter().collect(), takeover })
+    field.expect_up(service);
+    Ok(Healed { at, takeover, ..Healed::at_once(applying.into_iter().collect()) })
 }
 
 async fn baselines(field: &Field) -> Vec<(Service, u64)> {
@@ -114,7 +116,7 @@ async fn baselines(field: &Field) -> Vec<(Service, u64)> {
 async fn end_sessions(field: &Field) -> anyhow::Result<Healed> {
     let applying = baselines(field).await;
     field.insist("ending the consumers' sessions", || end_all_sessions(field)).await?;
-    Ok(Healed { at: Instant::now(), applying, takeover: None })
+    Ok(Healed::at_once(applying))
 }
 
 async fn end_all_sessions(field: &Field) -> anyhow::Result<()> {
@@ -143,8 +145,9 @@ async fn network(
     }
     let before = field.records_done(service).await.unwrap_or(0);
     let at = Instant::now();
-    proxy.set(Mode::Forward);
-    Ok(Healed { at, applying: vec![(service, before)], takeover: None })
+    let last = proxy.set(Mode::Forward);
+    let missed = last == Mode::LoseCommitReply;
+    Ok(Healed { at, missed, ..Healed::at_once(vec![(service, before)]) })
 }
 
 async fn join_and_leave(
@@ -156,12 +159,12 @@ async fn join_and_leave(
     sleep(lasts).await;
     let applying = baselines(field).await;
     field.stack.stop(service).await?;
-    Ok(Healed { at: Instant::now(), applying, takeover: None })
+    Ok(Healed::at_once(applying))
 }
 
 async fn reset_offsets(field: &Field, topic: &str, percent: u8) -> anyhow::Result<Healed> {
     field.insist("resetting the offsets", || reset_topic(field, topic, percent)).await?;
-    Ok(Healed { at: Instant::now(), applying: Vec::new(), takeover: None })
+    Ok(Healed::at_once(Vec::new()))
 }
 
 async fn reset_topic(field: &Field, topic: &str, percent: u8) -> anyhow::Result<()> {
@@ -195,7 +198,7 @@ async fn rebuild(field: &Field) -> anyhow::Result<Healed> {
     let applying = baselines(field).await;
     let at = Instant::now();
     field.insist("dropping the views before", || drop_others(field)).await?;
-    Ok(Healed { at, applying, takeover: None })
+    Ok(Healed { at, ..Healed::at_once(applying) })
 }
 
 async fn drop_others(field: &Field) -> anyhow::Result<()> {
@@ -227,5 +230,5 @@ async fn say(field: &Field, program: &str, arguments: &[&str]) -> anyhow::Result
 async fn restart_task(field: &Field, connector: &str) -> anyhow::Result<Healed> {
     let path = format!("/connectors/{connector}/tasks/0/restart");
     field.insist("restarting a task", || field.tell_connect(&path)).await?;
-    Ok(Healed { at: Instant::now(), applying: Vec::new(), takeover: None })
+    Ok(Healed::at_once(Vec::new()))
 }

@@ -42,6 +42,8 @@ pub(crate) struct Outcome {
     /// From the heal until new rows were visible; none when they did not come at all.
     pub(crate) recovery: Option<Duration>,
     pub(crate) takeover: Option<Duration>,
+    /// Nothing came that it could have broken.
+    pub(crate) missed: bool,
 }
 
 /// Injects until the time is over; ends when the system has recovered from everything. `announce` is
@@ -121,15 +123,26 @@ async fn one(
     field.history.write("inject", &json!({ "fault": kind, "target": target }));
     let healed = inject(&field, &marker, &injection).await?;
     let takeover = healed.takeover.map(rounded);
-    let fields = json!({ "fault": kind, "target": target, "takeover_seconds": takeover });
+    let fields = json!({
+        "fault": kind, "target": target, "takeover_seconds": takeover, "missed": healed.missed
+    });
     field.history.write("heal", &fields);
+    if stood_still(kind, healed.takeover, alone.load(Relaxed)) {
+        let details = format!("the other consumer took nothing over while {target} was frozen");
+        field.history.anomaly(Anomaly::NoTakeover, details);
+    }
     let recovery = recovery::measure(&field, &marker, &injection, &healed).await;
     let alone = alone.load(Relaxed);
     let seconds = recovery.map(rounded);
     let fields =
         json!({ "fault": kind, "target": target, "recovery_seconds": seconds, "alone": alone });
     field.history.write("recovered", &fields);
-    Ok(Outcome { kind, alone, recovery, takeover: healed.takeover })
+    Ok(Outcome { kind, alone, recovery, takeover: healed.takeover, missed: healed.missed })
+}
+
+/// Whether a frozen consumer's rows stood still although the other consumer and the servers were there.
+fn stood_still(kind: Kind, takeover: Option<Duration>, alone: bool) -> bool {
+    kind == Kind::Pause(Server::Consumer) && takeover.is_none() && alone
 }
 
 /// Starts again what ended by itself, as the supervisor of a real installation would. For our own
@@ -161,5 +174,19 @@ pub(crate) async fn supervise(field: Arc<Field>) {
                 field.history.write("not started", &fields);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_takeover_that_did_not_come_is_excused_by_another_fault_alone() {
+        let frozen = Kind::Pause(Server::Consumer);
+        assert!(stood_still(frozen, None, true));
+        assert!(!stood_still(frozen, None, false));
+        assert!(!stood_still(frozen, Some(Duration::from_secs(9)), true));
+        assert!(!stood_still(Kind::Kill(Server::Consumer), None, true));
     }
 }

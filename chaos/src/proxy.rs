@@ -64,8 +64,9 @@ impl Proxy {
         Ok(Self { address, mode, task })
     }
 
-    pub(crate) fn set(&self, mode: Mode) {
-        self.mode.send_replace(mode);
+    /// Returns how it was until now.
+    pub(crate) fn set(&self, mode: Mode) -> Mode {
+        self.mode.send_replace(mode)
     }
 
     pub(crate) fn mode(&self) -> Mode {

@@ -30,6 +30,14 @@ pub(crate) struct Healed {
     pub(crate) applying: Vec<(Service, u64)>,
     /// From the fault until new rows were visible again, although it lasted.
     pub(crate) takeover: Option<Duration>,
+    /// Nothing came that it could have broken.
+    pub(crate) missed: bool,
+}
+
+impl Healed {
+    pub(crate) fn at_once(applying: Vec<(Service, u64)>) -> Self {
+        Self { at: Instant::now(), applying, takeover: None, missed: false }
+    }
 }
 
 /// Waits until a change made after the heal is visible, with everything before it, and the consumers

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::fault::Kind;
+use crate::fault::{Kind, Server};
 use crate::history::Anomaly;
 use crate::nemesis::Outcome;
 
@@ -56,6 +56,10 @@ pub(crate) struct FaultLine {
     /// Of faults that met another one, or its recovery.
     pub(crate) overlapping: usize,
     pub(crate) overlapping_max: Option<f64>,
+    /// Of the injected ones, those that met nothing they could have broken.
+    pub(crate) missed: usize,
+    /// Pauses of a consumer during which the other one took over.
+    pub(crate) takeovers: usize,
     /// From a consumer's pause until the other one had taken over.
     pub(crate) takeover_p50: Option<f64>,
     pub(crate) takeover_max: Option<f64>,
@@ -85,6 +89,8 @@ impl FaultLine {
             recovery_max: alone.max(),
             overlapping: outcomes.iter().filter(|outcome| !outcome.alone).count(),
             overlapping_max: overlapping.max(),
+            missed: outcomes.iter().filter(|outcome| outcome.missed).count(),
+            takeovers: takeovers.0.len(),
             takeover_p50: takeovers.middle(),
             takeover_max: takeovers.max(),
         }
@@ -123,11 +129,11 @@ impl Report {
 
     /// Not that anything was well: that there was something to see, for the whole time.
     pub(crate) fn proves_something(&self) -> bool {
-        let injected: usize = self.faults.iter().map(|line| line.injected).sum();
+        let met: usize = self.faults.iter().map(|line| line.injected - line.missed).sum();
         !self.interrupted
             && self.looks > 0
             && self.writes.acknowledged > 0
-            && (injected > 0 || self.planned == 0)
+            && (met > 0 || self.planned == 0)
     }
 
     pub(crate) fn table(&self) -> String {
@@ -146,18 +152,16 @@ impl Report {
                 ),
             );
         }
-        for each in self.faults.iter().filter(|each| each.takeover_p50.is_some()) {
-            let (p50, max) = (time(each.takeover_p50), time(each.takeover_max));
-            let what = format!("{}: the other consumer took over", each.fault);
-            line(&mut text, format_args!("{what:<37} p50 {p50}, max {max}"));
-        }
+        self.remarks(&mut text);
         let Writes { acknowledged, unknown } = self.writes;
         let equal = match self.equal_after_seconds {
             Some(seconds) => format!("{seconds:.1} s after the last write"),
             None => "NO".to_owned(),
         };
         line(&mut text, format_args!(""));
+        let injected: usize = self.faults.iter().map(|line| line.injected).sum();
         for (name, value) in [
+            ("faults", format!("{injected} injected of {} planned", self.planned)),
             ("row changes", format!("{acknowledged} acknowledged, {unknown} of unknown outcome")),
             ("looks at views", self.looks.to_string()),
             ("views equal", equal),
@@ -184,6 +188,27 @@ impl Report {
         line(&mut text, format_args!("{:<18} {}", "history", self.history.display()));
         text
     }
+
+    /// What the columns do not say of single kinds.
+    fn remarks(&self, text: &mut String) {
+        for FaultLine { fault, injected, missed, takeovers, takeover_p50, takeover_max, .. } in
+            &self.faults
+        {
+            if *missed > 0 {
+                line(text, format_args!("{fault}: {missed} of {injected} met nothing to break"));
+            }
+            if *fault == Kind::Pause(Server::Consumer) {
+                let (p50, max) = (time(*takeover_p50), time(*takeover_max));
+                line(
+                    text,
+                    format_args!(
+                        "{fault}: the other consumer took over in {takeovers} of {injected}, \
+                         p50 {p50}, max {max}"
+                    ),
+                );
+            }
+        }
+    }
 }
 
 fn line(text: &mut String, arguments: std::fmt::Arguments<'_>) {
@@ -200,7 +225,7 @@ mod tests {
 
     fn outcome(alone: bool, recovery: Option<u64>) -> Outcome {
         let recovery = recovery.map(Duration::from_millis);
-        Outcome { kind: Kind::EndSessions, alone, recovery, takeover: None }
+        Outcome { kind: Kind::EndSessions, alone, recovery, takeover: None, missed: false }
     }
 
     #[test]
@@ -223,6 +248,8 @@ mod tests {
                 recovery_max: Some(0.9),
                 overlapping: 2,
                 overlapping_max: Some(7.0),
+                missed: 0,
+                takeovers: 0,
                 takeover_p50: None,
                 takeover_max: None,
             }]
@@ -230,19 +257,48 @@ mod tests {
     }
 
     #[test]
-    fn a_run_passes_only_whole_equal_and_without_anomaly_and_when_it_saw_something() {
-        let good = || Report {
+    fn what_was_planned_missed_and_not_taken_over_is_told() {
+        let fault = |kind, takeover: Option<u64>, missed| Outcome {
+            kind,
+            takeover: takeover.map(Duration::from_secs),
+            missed,
+            ..outcome(true, Some(100))
+        };
+        let paused = Kind::Pause(Server::Consumer);
+        let report = report(&[
+            fault(paused, Some(8), false),
+            fault(paused, None, false),
+            fault(Kind::LoseCommitReply, None, true),
+            fault(Kind::LoseCommitReply, None, false),
+        ]);
+        let table = Report { planned: 9, ..report }.table();
+        for told in [
+            "pause-consumer: the other consumer took over in 1 of 2, p50 8.00 s, max 8.00 s",
+            "lose-commit-reply: 1 of 2 met nothing to break",
+            "faults             4 injected of 9 planned",
+        ] {
+            assert!(table.contains(told), "{told} is missing:\n{table}");
+        }
+    }
+
+    fn report(outcomes: &[Outcome]) -> Report {
+        Report {
             seed: 1,
             minutes: 1.0,
             planned: 1,
-            faults: FaultLine::all(&[outcome(true, Some(100))]),
+            faults: FaultLine::all(outcomes),
             writes: Writes { acknowledged: 1, unknown: 0 },
             looks: 1,
             equal_after_seconds: Some(0.5),
             interrupted: false,
             anomalies: Vec::new(),
             history: PathBuf::from("history"),
-        };
+        }
+    }
+
+    #[test]
+    fn a_run_passes_only_whole_equal_and_without_anomaly_and_when_it_saw_something() {
+        let good = || report(&[outcome(true, Some(100))]);
         assert!(good().passed());
         assert!(!Report { interrupted: true, ..good() }.passed());
         assert!(!Report { equal_after_seconds: None, ..good() }.passed());
@@ -252,6 +308,7 @@ mod tests {
             Report { looks: 0, ..good() },
             Report { writes, ..good() },
             Report { faults: Vec::new(), ..good() },
+            report(&[Outcome { missed: true, ..outcome(true, Some(100)) }]),
         ] {
             assert!(!nothing.passed() && !nothing.proves_something(), "{}", nothing.table());
         }

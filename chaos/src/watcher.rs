@@ -2,14 +2,16 @@
 //! before it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use devstack::Service;
 use devstack::addresses::{POST_DATABASE, admin_url};
 use sqlx::{Connection, PgConnection};
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::field::{Field, generation};
 use crate::history::Anomaly;
@@ -17,6 +19,9 @@ use crate::watch::{Memory, Shown};
 
 /// Between two looks.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// A server that is there answers a look within this time, on a busy machine as well.
+const LOOK_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A running watcher.
 #[derive(Debug)]
@@ -71,12 +76,13 @@ async fn watch(field: Arc<Field>, first: FirstIds, shared: Arc<Shared>) -> BTree
     };
     while !shared.stop.load(Relaxed) {
         // With a new connection each time PostgreSQL went away, or refused.
-        let error = match PgConnection::connect(&admin_url(POST_DATABASE)).await {
+        let url = admin_url(POST_DATABASE);
+        let blind = match in_time(&field, PgConnection::connect(&url)).await {
             Ok(mut db) => look_on(&mut db, &field, first, &shared, &mut seen).await.err(),
-            Err(error) => Some(error),
+            Err(blind) => Some(blind),
         };
-        if let Some(error) = error.filter(|error| !is_outage(error)) {
-            field.history.anomaly(Anomaly::Unreadable, error.to_string());
+        if let Some(blind) = blind.filter(|blind| !blind.is_outage()) {
+            field.history.anomaly(Anomaly::Unreadable, blind.to_string());
         }
         sleep(LOOK_INTERVAL).await;
     }
@@ -97,9 +103,9 @@ async fn look_on(
     first: FirstIds,
     shared: &Shared,
     seen: &mut Seen,
-) -> Result<(), sqlx::Error> {
+) -> Result<(), Blind> {
     while !shared.stop.load(Relaxed) {
-        for (kind, details) in look(db, first, seen).await? {
+        for (kind, details) in in_time(field, look(db, first, seen)).await? {
             field.history.anomaly(kind, details);
         }
         shared.looks.fetch_add(1, Relaxed);
@@ -138,6 +144,54 @@ async fn rows(
         sqlx::query_as(query).bind(first).fetch_all(db).await?;
     let shown = |(id, epoch, lsn, version)| (id, Shown { position: (epoch, lsn), version });
     Ok(rows.into_iter().map(shown).collect())
+}
+
+/// What came instead of a look.
+#[derive(Debug)]
+enum Blind {
+    Error(sqlx::Error),
+    Silence {
+        /// PostgreSQL was down, or frozen, by our will.
+        excused: bool,
+    },
+}
+
+impl Blind {
+    fn is_outage(&self) -> bool {
+        match self {
+            Self::Error(error) => is_outage(error),
+            Self::Silence { excused } => *excused,
+        }
+    }
+}
+
+impl fmt::Display for Blind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Error(error) => error.fmt(f),
+            Self::Silence { .. } => write!(f, "no answer for {} s", LOOK_DEADLINE.as_secs()),
+        }
+    }
+}
+
+async fn in_time<T>(
+    field: &Field,
+    work: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, Blind> {
+    within(LOOK_DEADLINE, || field.is_expected_down(Service::Postgres), work).await
+}
+
+/// A fault that begins or ends meanwhile excuses the silence, too.
+async fn within<T>(
+    limit: Duration,
+    down: impl Fn() -> bool,
+    work: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, Blind> {
+    let down_before = down();
+    match timeout(limit, work).await {
+        Ok(done) => done.map_err(Blind::Error),
+        Err(_) => Err(Blind::Silence { excused: down_before || down() }),
+    }
 }
 
 /// Whether PostgreSQL was away. One that stops, was killed or begins says 57; whatever else comes instead
@@ -187,9 +241,23 @@ pub(crate) async fn wrong_counts(db: &mut PgConnection) -> Result<Vec<String>, s
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::future::pending;
     use std::io::ErrorKind;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_is_there_and_silent_is_found_out() {
+        for (before, after, excused) in
+            [(false, false, false), (true, true, true), (true, false, true), (false, true, true)]
+        {
+            let now = Cell::new(before);
+            let silent = within::<()>(Duration::ZERO, || now.replace(after), pending()).await;
+            assert_eq!(silent.unwrap_err().is_outage(), excused, "{before} {after}");
+        }
+        assert!(within(LOOK_DEADLINE, || false, async { Ok(()) }).await.is_ok());
+    }
 
     #[test]
     fn only_a_server_that_is_away_is_excused() {

@@ -23,6 +23,8 @@ const SEED: &str = "28";
 /// Runs take turns.
 static TURN: Mutex<()> = Mutex::const_new(());
 const DOMAIN: &str = "chaos.example.com";
+/// A department without users.
+const NOBODYS: &str = "chaos nobody's";
 /// What only the watcher reads.
 const HIDE: &str = "alter view public.post_view rename column source_lsn to hidden";
 const SHOW: &str = "alter view public.post_view rename column hidden to source_lsn";
@@ -97,14 +99,14 @@ async fn rows_changed_by_hand_are_found() {
     assert_eq!(output.status.code(), Some(1), "{report:#}");
     let anomalies = report["anomalies"].as_array().expect("a list");
     let kinds: Vec<&Value> = anomalies.iter().map(|anomaly| &anomaly["kind"]).collect();
-    for wanted in ["unreadable", "backward", "lost", "unequal"] {
+    for wanted in ["unreadable", "backward", "lost", "wrong-count", "unequal"] {
         assert!(kinds.iter().any(|kind| *kind == wanted), "{wanted} is missing: {report:#}");
     }
     assert_eq!(report["equal_after_seconds"], Value::Null, "{report:#}");
 }
 
 /// A view that cannot be read until rows of the run have been there for a moment; then older versions of
-/// them, and one row that no source has.
+/// them, one row that no source has, and a count that nobody counted.
 async fn plant() -> Result<(), sqlx::Error> {
     let mut db = PgConnection::connect(&admin_url(POST_DATABASE)).await?;
     let view = user_view(&mut db).await?;
@@ -123,7 +125,13 @@ async fn plant() -> Result<(), sqlx::Error> {
     sqlx::query(SHOW).execute(&mut db).await?;
     until_five_rows(&mut db, &older).await?;
     let extra = format!("insert into {view} (user_id, name) values (-1, 'nobody')");
-    sqlx::query(&extra).execute(&mut db).await.map(drop)
+    sqlx::query(&extra).execute(&mut db).await?;
+    let counted = format!(
+        "insert into {} (department, slot, user_count, active_count, updated_at)
+         values ($1, -1, 1, 1, now())",
+        slots(&mut db).await?
+    );
+    sqlx::query(&counted).bind(NOBODYS).execute(&mut db).await.map(drop)
 }
 
 async fn until_five_rows(db: &mut PgConnection, statement: &str) -> Result<(), sqlx::Error> {
@@ -155,6 +163,8 @@ async fn clean() -> Result<(), sqlx::Error> {
     let view = user_view(&mut posts).await?;
     let extra = format!("delete from {view} where user_id = -1");
     sqlx::query(&extra).execute(&mut posts).await?;
+    let counted = format!("delete from {} where department = $1", slots(&mut posts).await?);
+    sqlx::query(&counted).bind(NOBODYS).execute(&mut posts).await?;
     sqlx::query("delete from posts where title like 'chaos %'").execute(&mut posts).await?;
     let mut users = PgConnection::connect(&admin_url(USER_DATABASE)).await?;
     let rows = "delete from users where email like '%@' || $1";
@@ -162,9 +172,18 @@ async fn clean() -> Result<(), sqlx::Error> {
 }
 
 async fn user_view(db: &mut PgConnection) -> Result<String, sqlx::Error> {
+    table(db, "user_view").await
+}
+
+/// Where counts are kept.
+async fn slots(db: &mut PgConnection) -> Result<String, sqlx::Error> {
+    table(db, "department_stats_slot").await
+}
+
+async fn table(db: &mut PgConnection, name: &str) -> Result<String, sqlx::Error> {
     let generation: i32 =
         sqlx::query_scalar("select current from public.cdc_generation").fetch_one(db).await?;
-    Ok(format!("views_{generation}.user_view"))
+    Ok(format!("views_{generation}.{name}"))
 }
 
 fn wait_for_turn() {

@@ -47,6 +47,10 @@ pub const JDBC_SINK_VERSION: &str = "3.5.0.Final";
 pub const CONVERTER_VERSION: &str = "2.6.13.Final";
 pub const LOG4J_VERSION: &str = "2.25.3";
 
+/// How texts are sorted and what a letter is, the same on every machine: arguments of `initdb`.
+pub const POSTGRES_LOCALE: &str =
+    "--encoding=UTF8 --locale=C --locale-provider=builtin --builtin-locale=C.UTF-8";
+
 /// WAL a replication slot may hold back before `PostgreSQL` gives the slot up: a connector that
 /// stays away must not fill the disk.
 pub const MAX_SLOT_WAL_KEEP_SIZE: &str = "2GB";

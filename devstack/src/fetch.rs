@@ -73,14 +73,23 @@ async fn fetch(
     }
     fs::create_dir_all(cache).map_err(ArtefactError::file(cache))?;
     let _turn = take_turn(cache, progress).await?;
+    fetch_absent(artefacts, places, progress).await
+}
+
+/// Another clone may have fetched everything meanwhile.
+async fn fetch_absent(
+    artefacts: &[Artefact],
+    places: &Places,
+    progress: &Progress,
+) -> Result<(), ArtefactError> {
     for artefact in artefacts {
-        if !artefact.installed(cache).exists() {
+        if !artefact.installed(&places.cache).exists() {
             install(artefact, places, progress).await?;
         }
     }
     // Maven's own copies are needed no longer; the cache holds what was verified.
-    let workshop = workshop(cache);
-    fs::remove_dir_all(&workshop).map_err(ArtefactError::file(&workshop))
+    let workshop = workshop(&places.cache);
+    fs::remove_dir_all(&workshop).or_else(ignore_absent).map_err(ArtefactError::file(&workshop))
 }
 
 /// Fetches everything, for all platforms, and gives the text of `artefacts.lock` for it: the
@@ -325,7 +334,20 @@ pub(crate) fn ignore_absent(error: std::io::Error) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use crate::settings::Settings;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_clone_that_waited_finds_what_another_one_fetched() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = Settings::from_environment();
+        let places =
+            Places { cache: directory.path().to_path_buf(), ..Places::new(&settings).unwrap() };
+        let artefact = Artefact::kafka();
+        fs::create_dir_all(artefact.installed(&places.cache)).unwrap();
+        fetch_absent(&[artefact], &places, &Progress::silent()).await.unwrap();
+    }
 
     #[test]
     fn a_project_lists_its_dependencies() {

@@ -9,7 +9,8 @@ use std::time::Duration;
 use tokio::process::Command;
 
 use crate::addresses::{
-    HOST, POSTGRES_VERSION, REGISTRY_DATABASE, REGISTRY_MANAGEMENT_PORT, REGISTRY_PORT, environment,
+    HOST, POSTGRES_LOCALE, POSTGRES_VERSION, REGISTRY_DATABASE, REGISTRY_MANAGEMENT_PORT,
+    REGISTRY_PORT, environment,
 };
 use crate::configuration;
 use crate::fetch::{Installed, ignore_absent, unpack};
@@ -64,9 +65,8 @@ async fn postgres(places: &Places) -> Result<Launch, StackError> {
             .map_err(StackError::file(&password))?;
         let mut args: Vec<OsString> =
             ["--username=postgres", "--auth=scram-sha-256"].map(Into::into).into();
-        args.extend(["--encoding=UTF8", "--locale=C", "--locale-provider=builtin"].map(Into::into));
-        args.extend(["--builtin-locale=C.UTF-8", "--pwfile=password"].map(Into::into));
-        args.push("--pgdata=data-incoming".into());
+        args.extend(POSTGRES_LOCALE.split(' ').map(Into::into));
+        args.extend(["--pwfile=password", "--pgdata=data-incoming"].map(Into::into));
         run_once(run("initdb", args)).await?;
         fs::remove_file(&password).map_err(StackError::file(&password))?;
         fs::rename(&incoming, &data).map_err(StackError::file(&data))?;

@@ -31,6 +31,7 @@ mod service;
 mod settings;
 mod stack;
 mod tools;
+mod turn;
 mod up;
 
 pub use artefact::ArtefactError;

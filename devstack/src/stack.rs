@@ -1,7 +1,7 @@
 //! Starts, stops, kills and pauses single services of one clone's stack.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -302,23 +302,6 @@ impl Stack {
             memory_bytes: running.as_ref().and_then(Running::memory_bytes),
             reason,
         }
-    }
-
-    pub(crate) fn create_directories(&self) -> Result<(), StackError> {
-        for name in ["classes", "log", "run"] {
-            let directory = self.places.state.join(name);
-            fs::create_dir_all(&directory).map_err(StackError::file(&directory))?;
-        }
-        Ok(())
-    }
-
-    /// Programs that act on the same thing at the same time wait for each other.
-    pub(crate) async fn take_turn(&self, name: &str) -> Result<File, StackError> {
-        self.create_directories()?;
-        let path = self.places.state.join("run").join(format!("{name}.lock"));
-        let file = File::create(&path).map_err(StackError::file(&path))?;
-        let locked = tokio::task::spawn_blocking(move || file.lock().map(|()| file)).await;
-        locked.expect("locking a file does not panic").map_err(StackError::file(&path))
     }
 
     fn signal_family(&self, service: Service, signal: Signal) -> Result<(), StackError> {

@@ -82,6 +82,17 @@ impl Stack {
     /// Stops everything, in the order that lets each finish its work.
     pub async fn down(&self, progress: &Progress) -> Result<(), StackError> {
         let _turn = self.take_turn("stack").await?;
+        self.stop_all(progress).await
+    }
+
+    /// The same, and deletes all data, logs and settings; fetched artefacts stay.
+    pub async fn wipe(&self, progress: &Progress) -> Result<(), StackError> {
+        let _turn = self.take_turn("stack").await?;
+        self.stop_all(progress).await?;
+        self.delete_state()
+    }
+
+    async fn stop_all(&self, progress: &Progress) -> Result<(), StackError> {
         let own = Service::all().filter(|service| {
             !matches!(service, Service::Postgres | Service::Kafka | Service::Registry)
         });
@@ -90,8 +101,7 @@ impl Stack {
         self.stop_together([Service::Postgres], progress).await
     }
 
-    /// Deletes all data, logs and settings of the stopped stack; fetched artefacts stay.
-    pub fn wipe(&self) -> Result<(), StackError> {
+    fn delete_state(&self) -> Result<(), StackError> {
         // By name: the state directory may be one that somebody uses for other things, too.
         for name in ["postgres", "kafka", "registry", "connect", "secrets", "classes", "log", "run"]
         {

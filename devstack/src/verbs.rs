@@ -24,12 +24,8 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             stack.up(extent, &progress).await?;
             print(&urls(extent));
         }
-        Verb::Down { wipe } => {
-            stack.down(&progress).await?;
-            if wipe {
-                stack.wipe()?;
-            }
-        }
+        Verb::Down { wipe: false } => stack.down(&progress).await?,
+        Verb::Down { wipe: true } => stack.wipe(&progress).await?,
         Verb::Status { json } => return status(&stack, json).await,
         Verb::Logs { name, follow } => return Err(logs(&stack, &name, follow)),
         Verb::Test => {

@@ -121,6 +121,19 @@ fn broker_and_connect_have_the_settings_of_the_local_stack() {
 }
 
 #[test]
+fn texts_are_sorted_as_in_the_local_stack_and_programs_may_finish_their_work() {
+    let compose = Compose::read();
+    let initdb = &compose.environment("postgres")["POSTGRES_INITDB_ARGS"];
+    assert_eq!(initdb, addresses::POSTGRES_LOCALE);
+    // Compose's own is 10 s, as long as a service waits for its requests and before it closes its pool.
+    for (program, period) in
+        [("user-api", "15s"), ("post-api", "15s"), ("post-service-kafka", "30s")]
+    {
+        assert_eq!(compose.text(program, "stop_grace_period"), period, "{program}");
+    }
+}
+
+#[test]
 fn disks_stay_bounded_when_a_reader_stays_away() {
     let compose = Compose::read();
     let postgres = strings(&compose.service("postgres")["command"]);

@@ -84,6 +84,31 @@ fn every_module_migration_and_decision_is_named_where_people_look() {
     );
 }
 
+#[test]
+fn each_test_that_a_document_names_stands_in_the_file_it_links_to() {
+    let mut named = 0;
+    let mut wrong = Vec::new();
+    for (name, text) in files("docs", ".md") {
+        // `test` ([file](path))
+        for (before, after) in text.split("` ([").zip(text.split("` ([").skip(1)) {
+            let test = before.rsplit('`').next().unwrap();
+            let Some(link) = after.split_once("](").map(|(_, rest)| rest) else { continue };
+            let link = link.split(')').next().unwrap();
+            if Path::new(link).extension().is_none_or(|extension| extension != "rs") {
+                continue;
+            }
+            named += 1;
+            let path = root().join(&name).parent().unwrap().join(link);
+            let source = fs::read_to_string(path).unwrap_or_default();
+            if !source.contains(&format!("fn {test}(")) {
+                wrong.push(format!("{name}: {test} is not in {link}"));
+            }
+        }
+    }
+    assert!(named > 0, "no document names a test: mend this test");
+    report(wrong);
+}
+
 /// String literals up to the closing bracket, without a field's value or an argument's argument.
 fn literals(rest: &str) -> Vec<&str> {
     let mut found = Vec::new();

@@ -1,9 +1,9 @@
 //! A post as it is sent, and as it is shown. No I/O.
 
 use serde::{Deserialize, Serialize};
+use service::Problem;
 use service::fields::Fields;
-use service::{Problem, timestamp};
-use time::OffsetDateTime;
+use service::timestamp::Timestamp;
 
 const TITLE_CHARS_MAX: usize = 200;
 const CONTENT_CHARS_MAX: usize = 20_000;
@@ -69,8 +69,8 @@ pub(crate) struct PostRow {
     pub(crate) title: String,
     pub(crate) content: String,
     pub(crate) author_id: i64,
-    pub(crate) created_at: OffsetDateTime,
-    pub(crate) updated_at: OffsetDateTime,
+    pub(crate) created_at: Timestamp,
+    pub(crate) updated_at: Timestamp,
     pub(crate) version: i64,
     /// None when the view does not have the author (any more).
     pub(crate) user_id: Option<i64>,
@@ -88,10 +88,8 @@ pub(crate) struct Post {
     title: String,
     content: String,
     author_id: i64,
-    #[serde(serialize_with = "timestamp::serialize")]
-    created_at: OffsetDateTime,
-    #[serde(serialize_with = "timestamp::serialize")]
-    updated_at: OffsetDateTime,
+    created_at: Timestamp,
+    updated_at: Timestamp,
     pub(crate) version: i64,
     author: Option<Author>,
 }
@@ -108,8 +106,15 @@ struct Author {
 
 impl Post {
     /// The size of its text, as PostgreSQL counts it.
-    pub(crate) fn content_bytes(&self) -> usize {
-        self.content.len()
+    pub(crate) fn text_bytes(&self) -> usize {
+        self.title.len() + self.content.len() + self.author.as_ref().map_or(0, Author::text_bytes)
+    }
+}
+
+impl Author {
+    fn text_bytes(&self) -> usize {
+        let Self { name, email, department, status, .. } = self;
+        [name, email, department, status].into_iter().flatten().map(String::len).sum()
     }
 }
 

@@ -11,6 +11,7 @@ use axum::{Json as JsonAnswer, Router};
 use service::page::{Page, PageQuery};
 use service::precondition::{IfMatch, etag};
 use service::problem::FieldError;
+use service::timestamp::Timestamp;
 use service::together::Together;
 use service::{Json, Path, Problem, Query, database, together};
 use sqlx::PgPool;
@@ -40,19 +41,26 @@ async fn list(
     let page = query.page(LIST_LIMIT_DEFAULT, LIST_LIMIT_MAX)?;
     let rows = sqlx::query_as!(
         PostRow,
-        r#"select p.id as "id!", p.title as "title!", p.content as "content!",
-             p.author_id as "author_id!", p.created_at as "created_at!",
-             p.updated_at as "updated_at!", p.version as "version!",
-             u.user_id as "user_id?", u.name as "name?", u.email as "email?",
-             u.department as "department?", u.status as "status?"
+        r#"select id as "id!", title as "title!", content as "content!",
+             author_id as "author_id!", created_at as "created_at!: Timestamp",
+             updated_at as "updated_at!: Timestamp", version as "version!",
+             user_id as "user_id?", name as "name?", email as "email?",
+             department as "department?", status as "status?"
          from (
-             select *, coalesce(sum(octet_length(content)) over (
+             select *, coalesce(sum(text_bytes) over (
                  order by id rows between unbounded preceding and 1 preceding), 0) as bytes_before
-             from (select * from posts where id > $1 order by id limit $2) as p
+             from (
+                 select p.*, u.user_id, u.name, u.email, u.department, u.status,
+                     octet_length(p.title) + octet_length(p.content)
+                     + coalesce(octet_length(u.name), 0) + coalesce(octet_length(u.email), 0)
+                     + coalesce(octet_length(u.department), 0) + coalesce(octet_length(u.status), 0)
+                     as text_bytes
+                 from (select * from posts where id > $1 order by id limit $2) as p
+                 left join user_view as u on u.user_id = p.author_id
+             ) as p
          ) as p
-         left join user_view as u on u.user_id = p.author_id
-         where p.bytes_before <= $3
-         order by p.id"#,
+         where bytes_before <= $3
+         order by id"#,
         page.after(),
         page.fetch_limit(),
         PAGE_BYTES_MAX,
@@ -67,7 +75,7 @@ async fn list(
 /// that there is more.
 fn answer(page: Page, uri: &Uri, rows: Vec<PostRow>) -> Response {
     let posts: Vec<_> = rows.into_iter().map(Post::from).collect();
-    page.answer_within(PAGE_BYTES_MAX, uri, posts, |post| post.id, Post::content_bytes)
+    page.answer_within(PAGE_BYTES_MAX, uri, posts, |post| post.id, Post::text_bytes)
 }
 
 async fn by_department(
@@ -117,20 +125,27 @@ async fn find_by_department(
              union all
              select id from looked_up
          ), page as (
-             select *, coalesce(sum(octet_length(content)) over (
+             select *, coalesce(sum(text_bytes) over (
                  order by id rows between unbounded preceding and 1 preceding), 0) as bytes_before
-             from posts
-             where id = any (array(select id from found))
+             from (
+                 select p.*, u.user_id, u.name, u.email, u.department, u.status,
+                     octet_length(p.title) + octet_length(p.content)
+                     + coalesce(octet_length(u.name), 0) + coalesce(octet_length(u.email), 0)
+                     + coalesce(octet_length(u.department), 0) + coalesce(octet_length(u.status), 0)
+                     as text_bytes
+                 from posts as p
+                 join user_view as u on u.user_id = p.author_id
+                 where p.id = any (array(select id from found))
+             ) as p
          )
-         select p.id as "id!", p.title as "title!", p.content as "content!",
-             p.author_id as "author_id!", p.created_at as "created_at!",
-             p.updated_at as "updated_at!", p.version as "version!",
-             u.user_id as "user_id?", u.name as "name?", u.email as "email?",
-             u.department as "department?", u.status as "status?"
-         from page as p
-         join user_view as u on u.user_id = p.author_id
-         where p.bytes_before <= $4
-         order by p.id"#,
+         select id as "id!", title as "title!", content as "content!",
+             author_id as "author_id!", created_at as "created_at!: Timestamp",
+             updated_at as "updated_at!: Timestamp", version as "version!",
+             user_id as "user_id?", name as "name?", email as "email?",
+             department as "department?", status as "status?"
+         from page
+         where bytes_before <= $4
+         order by id"#,
         department,
         page.after(),
         page.fetch_limit(),
@@ -171,7 +186,8 @@ async fn insert(pool: &PgPool, new: &NewPost) -> Result<Option<Post>, sqlx::Erro
              from author
              returning id, title, content, author_id, created_at, updated_at, version
          )
-         select id, title, content, author_id, created_at, updated_at, version,
+         select id, title, content, author_id, created_at as "created_at: Timestamp",
+             updated_at as "updated_at: Timestamp", version,
              user_id as "user_id?", name as "name?", email as "email?",
              department as "department?", status as "status?"
          from created
@@ -208,8 +224,8 @@ async fn find(pool: &PgPool, ids: &[i64]) -> Result<Vec<Post>, sqlx::Error> {
     let rows = sqlx::query_as!(
         PostRow,
         r#"select p.id as "id!", p.title as "title!", p.content as "content!",
-             p.author_id as "author_id!", p.created_at as "created_at!",
-             p.updated_at as "updated_at!", p.version as "version!",
+             p.author_id as "author_id!", p.created_at as "created_at!: Timestamp",
+             p.updated_at as "updated_at!: Timestamp", p.version as "version!",
              u.user_id as "user_id?", u.name as "name?", u.email as "email?",
              u.department as "department?", u.status as "status?"
          from posts as p
@@ -242,7 +258,8 @@ async fn update(
                  and author_id = coalesce($5, author_id)
              returning id, title, content, author_id, created_at, updated_at, version
          )
-         select p.id, p.title, p.content, p.author_id, p.created_at, p.updated_at, p.version,
+         select p.id, p.title, p.content, p.author_id, p.created_at as "created_at: Timestamp",
+             p.updated_at as "updated_at: Timestamp", p.version,
              u.user_id as "user_id?", u.name as "name?", u.email as "email?",
              u.department as "department?", u.status as "status?"
          from changed as p

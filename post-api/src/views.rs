@@ -10,16 +10,16 @@ use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
 use service::page::PageQuery;
 use service::precondition::etag;
-use service::{Path, Problem, Query, database, timestamp};
+use service::timestamp::Timestamp;
+use service::{Path, Problem, Query, database};
 use sqlx::PgPool;
-use time::OffsetDateTime;
 
 use crate::waiting::until;
 use crate::{PAGE_BYTES_MAX, Service};
 
-/// Most users in one answer, and how many a request gets that does not say. More follow under the
-/// address in the `Link` header.
-const USER_LIMIT_MAX: i64 = 10_000;
+/// Most users or departments in one answer, and how many a request gets that does not say. More follow under
+/// the address in the `Link` header.
+const LIMIT_MAX: i64 = 10_000;
 
 /// The routes of views.
 pub(crate) fn router() -> Router<Service> {
@@ -38,13 +38,10 @@ struct UserRow {
     email: Option<String>,
     department: Option<String>,
     status: Option<String>,
-    #[serde(serialize_with = "timestamp::serialize_option")]
-    created_at: Option<OffsetDateTime>,
-    #[serde(serialize_with = "timestamp::serialize_option")]
-    updated_at: Option<OffsetDateTime>,
+    created_at: Option<Timestamp>,
+    updated_at: Option<Timestamp>,
     version: Option<i64>,
-    #[serde(serialize_with = "timestamp::serialize_option")]
-    last_processed_at: Option<OffsetDateTime>,
+    last_processed_at: Option<Timestamp>,
 }
 
 impl UserRow {
@@ -62,8 +59,7 @@ struct DepartmentRow {
     department: String,
     user_count: i64,
     active_count: i64,
-    #[serde(serialize_with = "timestamp::serialize")]
-    updated_at: OffsetDateTime,
+    updated_at: Timestamp,
 }
 
 #[derive(Debug, Deserialize)]
@@ -77,11 +73,12 @@ async fn users(
     uri: Uri,
     Query(query): Query<PageQuery>,
 ) -> Result<Response, Problem> {
-    let page = query.page(USER_LIMIT_MAX, USER_LIMIT_MAX)?;
+    let page = query.page(LIMIT_MAX, LIMIT_MAX)?;
     let users = sqlx::query_as!(
         UserRow,
         r#"select user_id as "id!", name, email, department, status,
-             created_at, updated_at, version, last_processed_at
+             created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp",
+             version, last_processed_at as "last_processed_at: Timestamp"
          from (
              select *, coalesce(sum(text_bytes) over (
                  order by user_id rows between unbounded preceding and 1 preceding), 0) as bytes_before
@@ -108,7 +105,8 @@ async fn users(
 }
 
 /// With `minVersion` the answer is at least as new as that version, or 504 if the view does not
-/// get there in time. That is how a client reads its own write.
+/// get there in time. That is how a client reads its own write. Whether a user who is not there is on his way,
+/// the view cannot say.
 async fn user(
     State(service): State<Service>,
     Path(id): Path<i64>,
@@ -121,7 +119,7 @@ async fn user(
     };
     let user =
         until(wait, new_enough, || find(&service.pool, id)).await.map_err(database::problem)?;
-    if user.is_some() && !new_enough(&user) {
+    if let Some(version_min) = query.min_version.filter(|_| !new_enough(&user)) {
         return Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, "view-behind", "View is behind")
             .detail(format!("the view does not show version {version_min} of user {id} yet")));
     }
@@ -134,7 +132,8 @@ async fn find(pool: &PgPool, id: i64) -> Result<Option<UserRow>, sqlx::Error> {
     sqlx::query_as!(
         UserRow,
         r#"select user_id as "id!", name, email, department, status,
-             created_at, updated_at, version, last_processed_at
+             created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp",
+             version, last_processed_at as "last_processed_at: Timestamp"
          from user_view
          where user_id = $1"#,
         id,
@@ -143,16 +142,38 @@ async fn find(pool: &PgPool, id: i64) -> Result<Option<UserRow>, sqlx::Error> {
     .await
 }
 
-async fn departments(State(service): State<Service>) -> Result<impl IntoResponse, Problem> {
+/// By name: there may be as many as users.
+async fn departments(
+    State(service): State<Service>,
+    uri: Uri,
+    Query(query): Query<PageQuery<String>>,
+) -> Result<Response, Problem> {
+    let page = query.page(LIMIT_MAX, LIMIT_MAX)?;
     let departments = sqlx::query_as!(
         DepartmentRow,
         r#"select department as "department!", user_count as "user_count!",
-             active_count as "active_count!", updated_at as "updated_at!"
-         from department_stats
+             active_count as "active_count!", updated_at as "updated_at!: Timestamp"
+         from (
+             select *, coalesce(sum(octet_length(department)) over (
+                 order by department rows between unbounded preceding and 1 preceding), 0) as bytes_before
+             from (
+                 select *
+                 from department_stats
+                 where $1::text is null or department > $1
+                 order by department
+                 limit $2
+             ) as d
+         ) as d
+         where bytes_before <= $3
          order by department"#,
+        page.after_name(),
+        page.fetch_limit(),
+        PAGE_BYTES_MAX,
     )
     .fetch_all(&service.pool)
     .await
     .map_err(database::problem)?;
-    Ok(JsonAnswer(departments))
+    let (name, bytes) =
+        (|row: &DepartmentRow| row.department.clone(), |row: &DepartmentRow| row.department.len());
+    Ok(page.answer_within(PAGE_BYTES_MAX, &uri, departments, name, bytes))
 }

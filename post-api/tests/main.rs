@@ -279,11 +279,40 @@ async fn users_and_counts_are_read_from_the_views() {
     .await;
 }
 
+/// A source may have such times.
+#[tokio::test]
+async fn rows_whose_times_no_calendar_has_are_shown() {
+    with_api(async |api| {
+        let mut view = consumer(&api).await;
+        show_user(&mut view, 6, "홍길동", "개발팀", 1).await;
+        let post = created(&api, 6).await.header("location").to_owned();
+        let endless = "update views_1.user_view
+            set created_at = 'infinity', last_processed_at = '10000-01-01 00:00:00+00'";
+        sqlx::query(endless).execute(&mut view).await.unwrap();
+        let endless = "update posts set created_at = 'infinity', updated_at = '-infinity'";
+        sqlx::query(endless).execute(&api.pool).await.unwrap();
+        let users = api.get("/api/posts/users").await.body;
+        for user in [&users[0], &api.get("/api/posts/users/6").await.body] {
+            assert_eq!(user["createdAt"], "infinity", "{user}");
+            assert_eq!(user["lastProcessedAt"], "+010000-01-01T00:00:00.000000Z", "{user}");
+        }
+        let posts = api.get("/api/posts").await.body;
+        for post in [&posts[0], &api.get(&post).await.body] {
+            assert_eq!(
+                (&post["createdAt"], &post["updatedAt"]),
+                (&json!("infinity"), &json!("-infinity"))
+            );
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_reader_can_wait_for_the_version_he_wrote() {
     with_api(async |api| {
         api.get("/api/posts/users/1").await.is_problem(404, "not-found");
-        api.get("/api/posts/users/1?minVersion=1").await.is_problem(404, "not-found");
+        // He may just not have arrived.
+        api.get("/api/posts/users/1?minVersion=1").await.is_problem(504, "view-behind");
         let mut view = consumer(&api).await;
         show_user(&mut view, 1, "홍길동", "개발팀", 1).await;
         let user = api.get("/api/posts/users/1?minVersion=1").await;

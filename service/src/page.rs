@@ -1,68 +1,82 @@
-//! Keyset pages: `?after=ID&limit=N`, answered with an array and a `Link: <...>; rel="next"`.
+//! Keyset pages: `?after=KEY&limit=N`, answered with an array and a `Link: <...>; rel="next"`.
+
+use std::fmt::Display;
 
 use axum::Json;
 use axum::http::header::LINK;
 use axum::http::{HeaderValue, Uri};
 use axum::response::{IntoResponse, Response};
-use percent_encoding::{CONTROLS, utf8_percent_encode};
+use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 
 use crate::Problem;
 
+/// What stands in a query as it is.
+const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
 /// The query part of a list request.
 #[derive(Debug, Clone, Copy, Deserialize)]
-pub struct PageQuery {
-    after: Option<i64>,
+pub struct PageQuery<K = i64> {
+    after: Option<K>,
     limit: Option<i64>,
 }
 
-/// One page: rows in ascending order of their id, all above `after`.
+/// One page: rows in ascending order of their key, all above `after`.
 #[derive(Debug, Clone, Copy)]
-pub struct Page {
-    after: i64,
+pub struct Page<K = i64> {
+    after: Option<K>,
     limit: i64,
 }
 
-impl PageQuery {
+impl<K> PageQuery<K> {
     /// Fills in what was not given; a limit outside `1..=limit_max` is a 400.
-    pub fn page(self, limit_default: i64, limit_max: i64) -> Result<Page, Problem> {
+    pub fn page(self, limit_default: i64, limit_max: i64) -> Result<Page<K>, Problem> {
         let limit = self.limit.unwrap_or(limit_default);
         if !(1..=limit_max).contains(&limit) {
             return Err(Problem::bad_request(format!("limit must be from 1 to {limit_max}")));
         }
-        Ok(Page { after: self.after.unwrap_or(i64::MIN), limit })
+        Ok(Page { after: self.after, limit })
     }
 }
 
 impl Page {
     /// Only rows with a greater id belong to the page.
     pub fn after(&self) -> i64 {
-        self.after
+        self.after.unwrap_or(i64::MIN)
     }
+}
 
+impl Page<String> {
+    /// Only rows with a greater name belong to the page, all without one.
+    pub fn after_name(&self) -> Option<&str> {
+        self.after.as_deref()
+    }
+}
+
+impl<K> Page<K> {
     /// How many rows to fetch: one more than the page holds shows whether there is a next one.
     pub fn fetch_limit(&self) -> i64 {
         self.limit + 1
     }
 
     /// The answer to the request for `uri`, made of the rows fetched.
-    pub fn answer<T: Serialize>(
+    pub fn answer<T: Serialize, I: Display>(
         &self,
         uri: &Uri,
         rows: Vec<T>,
-        id: impl Fn(&T) -> i64,
+        key: impl Fn(&T) -> I,
     ) -> Response {
-        self.answer_within(0, uri, rows, id, |_| 0)
+        self.answer_within(0, uri, rows, key, |_| 0)
     }
 
     /// The same, of as many rows as have `bytes_max` bytes together, but one at least. Of the rows that did
     /// not fit, the first must have been fetched.
-    pub fn answer_within<T: Serialize>(
+    pub fn answer_within<T: Serialize, I: Display>(
         &self,
         bytes_max: i64,
         uri: &Uri,
         mut rows: Vec<T>,
-        id: impl Fn(&T) -> i64,
+        key: impl Fn(&T) -> I,
         bytes: impl Fn(&T) -> usize,
     ) -> Response {
         let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
@@ -75,7 +89,7 @@ impl Page {
         let shown = rows.iter().take(limit).take_while(fits).count().max(1);
         let more = rows.len() > shown;
         rows.truncate(shown);
-        let next = rows.last().filter(|_| more).map(|row| self.link(uri, id(row)));
+        let next = rows.last().filter(|_| more).map(|row| self.link(uri, &key(row).to_string()));
         let mut response = Json(rows).into_response();
         if let Some(link) = next {
             response.headers_mut().insert(LINK, link);
@@ -83,9 +97,10 @@ impl Page {
         response
     }
 
-    fn link(&self, uri: &Uri, after: i64) -> HeaderValue {
+    fn link(&self, uri: &Uri, after: &str) -> HeaderValue {
         // curl sends Korean paths as they are; a header must be ASCII.
         let path = utf8_percent_encode(uri.path(), CONTROLS);
+        let after = utf8_percent_encode(after, QUERY);
         let link = format!("<{path}?after={after}&limit={}>; rel=\"next\"", self.limit);
         HeaderValue::from_str(&link).expect("a path with everything but ASCII encoded is visible")
     }
@@ -96,7 +111,7 @@ mod tests {
     use super::*;
 
     fn check(limit: i64, rows: Vec<i64>, link: Option<&str>) {
-        let query = PageQuery { after: None, limit: Some(limit) };
+        let query = PageQuery::<i64> { after: None, limit: Some(limit) };
         let page = query.page(10, 100).unwrap();
         let uri = Uri::from_static("/by/%EA%B0%9C?after=0");
         let response = page.answer(&uri, rows, |row| *row);
@@ -112,6 +127,16 @@ mod tests {
     }
 
     #[test]
+    fn a_page_by_name_links_with_the_name_encoded() {
+        let query = PageQuery { after: Some("가".to_owned()), limit: Some(1) };
+        let page = query.page(10, 100).unwrap();
+        assert_eq!(page.after_name(), Some("가"));
+        let response = page.answer(&Uri::from_static("/"), vec!["R&D-1 나", "b"], |row| *row);
+        let link = response.headers().get(LINK).unwrap().to_str().unwrap();
+        assert_eq!(link, "</?after=R%26D-1%20%EB%82%98&limit=1>; rel=\"next\"");
+    }
+
+    #[test]
     fn a_page_ends_before_the_row_that_makes_it_too_long() {
         for (bytes_max, link) in [
             (0, Some("</?after=5&limit=9>; rel=\"next\"")),
@@ -119,7 +144,8 @@ mod tests {
             (17, Some("</?after=6&limit=9>; rel=\"next\"")),
             (18, None),
         ] {
-            let page = PageQuery { after: None, limit: Some(9) }.page(10, 100).unwrap();
+            let query = PageQuery::<i64> { after: None, limit: Some(9) };
+            let page = query.page(10, 100).unwrap();
             let uri = Uri::from_static("/");
             let size = |row: &i64| usize::try_from(*row).unwrap();
             let response = page.answer_within(bytes_max, &uri, vec![5, 6, 7], |row| *row, size);

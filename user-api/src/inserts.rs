@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
 use service::database;
+use service::timestamp::Timestamp;
 use service::together::{Answer, Together};
 use sqlx::PgPool;
 use tokio::sync::Semaphore;
@@ -114,7 +115,7 @@ async fn insert_rows(
     }
     sqlx::query_as!(
         UserRow,
-        "with patience as materialized (select set_config('lock_timeout', $5, true))
+        r#"with patience as materialized (select set_config('lock_timeout', $5, true))
          insert into users (name, email, department, status)
          select name, email, department, coalesce(status, 'ACTIVE')
          from unnest($1::text[], $2::text[], $3::text[], $4::text[])
@@ -122,7 +123,8 @@ async fn insert_rows(
          cross join patience
          order by email, number
          on conflict on constraint users_email_key do nothing
-         returning id, name, email, department, status, created_at, updated_at, version",
+         returning id, name, email, department, status, created_at as "created_at: Timestamp",
+             updated_at as "updated_at: Timestamp", version"#,
         &names as &[&str],
         &emails as &[&str],
         &departments as &[&str],

@@ -12,10 +12,10 @@ use serde::Serialize;
 use service::page::PageQuery;
 use service::precondition::{IfMatch, etag};
 use service::problem::FieldError;
+use service::timestamp::Timestamp;
 use service::together::Together;
-use service::{Json, Path, Problem, Query, database, timestamp, together};
+use service::{Json, Path, Problem, Query, database, together};
 use sqlx::PgPool;
-use time::OffsetDateTime;
 
 use crate::inserts::Inserts;
 use crate::user_body::{User, UserBody};
@@ -52,10 +52,8 @@ pub(crate) struct UserRow {
     pub(crate) email: String,
     pub(crate) department: String,
     pub(crate) status: String,
-    #[serde(serialize_with = "timestamp::serialize")]
-    pub(crate) created_at: OffsetDateTime,
-    #[serde(serialize_with = "timestamp::serialize")]
-    pub(crate) updated_at: OffsetDateTime,
+    pub(crate) created_at: Timestamp,
+    pub(crate) updated_at: Timestamp,
     pub(crate) version: i64,
 }
 
@@ -67,11 +65,12 @@ async fn list(
     let page = query.page(LIST_LIMIT_DEFAULT, LIST_LIMIT_MAX)?;
     let users = sqlx::query_as!(
         UserRow,
-        "select id, name, email, department, status, created_at, updated_at, version
+        r#"select id, name, email, department, status, created_at as "created_at: Timestamp",
+             updated_at as "updated_at: Timestamp", version
          from users
          where id > $1
          order by id
-         limit $2",
+         limit $2"#,
         page.after(),
         page.fetch_limit(),
     )
@@ -111,9 +110,10 @@ fn reads(pool: &PgPool) -> Reads {
 async fn find(pool: &PgPool, ids: &[i64]) -> Result<Vec<UserRow>, sqlx::Error> {
     sqlx::query_as!(
         UserRow,
-        "select id, name, email, department, status, created_at, updated_at, version
+        r#"select id, name, email, department, status, created_at as "created_at: Timestamp",
+             updated_at as "updated_at: Timestamp", version
          from users
-         where id = any (array(select unnest($1::bigint[])))",
+         where id = any (array(select unnest($1::bigint[])))"#,
         ids,
     )
     .fetch_all(pool)
@@ -149,11 +149,12 @@ async fn change(
     // carry the earlier time.
     sqlx::query_as!(
         UserRow,
-        "update users
+        r#"update users
          set name = $3, email = $4, department = $5, status = coalesce($6, status),
              updated_at = clock_timestamp(), version = version + 1
          where id = $1 and ($2::bigint[] is null or version = any ($2))
-         returning id, name, email, department, status, created_at, updated_at, version",
+         returning id, name, email, department, status, created_at as "created_at: Timestamp",
+             updated_at as "updated_at: Timestamp", version"#,
         id,
         if_match.versions() as Option<&[i64]>,
         name.as_str(),

@@ -31,6 +31,39 @@ async fn created(api: &Api, user: &Value) -> Answer {
     answer
 }
 
+/// Written past the service, which gives no such times.
+#[tokio::test]
+async fn a_row_whose_times_no_calendar_has_is_shown_among_the_others() {
+    with_api(async |api| {
+        for number in 1..=4 {
+            let email = format!("user-{number}@example.com");
+            let mut user = hong();
+            user["email"] = json!(email);
+            created(&api, &user).await;
+        }
+        let times = [
+            (1, "infinity", "infinity"),
+            (2, "-infinity", "-infinity"),
+            (3, "294276-12-31 23:59:59.999999+00", "+294276-12-31T23:59:59.999999Z"),
+            (4, "4713-11-24 00:00:00+00 BC", "-004712-11-24T00:00:00.000000Z"),
+        ];
+        for (id, stored, _) in times {
+            let update = "update users set created_at = $2::text::timestamptz where id = $1";
+            sqlx::query(update).bind(id).bind(stored).execute(&api.pool).await.unwrap();
+        }
+        let list = api.get("/api/users").await;
+        assert_eq!(list.status, StatusCode::OK, "{}", list.body);
+        for (id, _, shown) in times {
+            let one = api.get(&format!("/api/users/{id}")).await;
+            let listed = list.body.as_array().unwrap().iter().find(|user| user["id"] == id);
+            for user in [&one.body, listed.unwrap()] {
+                assert_eq!(user["createdAt"], shown, "{user}");
+            }
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_user_is_created_read_changed_and_deleted_as_in_the_original_readme() {
     with_api(async |api| {

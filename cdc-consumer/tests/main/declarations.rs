@@ -3,7 +3,7 @@
 use serde_json::{Value as Json, json};
 
 use crate::harness::consumer::Consumer;
-use crate::harness::feed::{Event, Feed};
+use crate::harness::feed::{Event, Feed, Message};
 use crate::harness::source::{Users, user_feed, user_fields, user_views};
 use crate::harness::{SOON, World};
 
@@ -66,6 +66,23 @@ async fn a_table_without_a_comparable_key_or_source_position_is_refused() {
         let error = Consumer::start(&world, &views, &[]).failure().await;
         assert!(error.contains(expected), "{error}");
     }
+}
+
+/// As the transform `ExtractNewRecordState` leaves it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_without_its_envelope_is_refused_and_the_transform_named() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let flat = json!({"type": "record", "name": "Value", "fields": user_fields()});
+    let flat = world.register(&format!("{}-flat", feed.topic), flat).await;
+    let row = Users::default().put(1).row;
+    let (key, value) = (Some(feed.key_bytes(&row)), Some(flat.encode(&row)));
+    world.send(&feed.topic, vec![Message { key, value, ..Message::default() }]).await;
+    let error = Consumer::start(&world, &user_views(&feed.topic), &[]).failure().await;
+    for told in [feed.topic.as_str(), "it has no field 'op'", "ExtractNewRecordState"] {
+        assert!(error.contains(told), "{told}: {error}");
+    }
+    assert_eq!(world.text("select count(*) from user_view").await, "0");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

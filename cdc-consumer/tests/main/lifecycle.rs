@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::consumer::{Consumer, Process, total};
+use crate::harness::consumer::{Consumer, Process, free_address, metrics, total};
 use crate::harness::source::{Users, user_feed, user_views};
 use crate::harness::{SOON, World, wait_until};
 
@@ -114,6 +114,37 @@ async fn two_topics_keep_two_tables() {
     world.shows("post_view", &expected).await;
     world.shows("user_view", &users.as_view()).await;
     consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_metrics_count_each_record_once_and_how_old_changes_were() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let address = free_address();
+    let listen = format!("--consumer-listen={address}");
+    let _process = Process::start(&world, &user_views(&feed.topic), 1, &[&listen]);
+    let mut users = Users::default();
+    let mut events = users.puts((0..60).map(|number| number % 20));
+    events.push(users.delete(7));
+    feed.send(&world, &events).await;
+    world.send(&feed.topic, vec![feed.tombstone(&json!({"id": 7}))]).await;
+    world.drained(&feed.topic, 1).await;
+    let sent = events.len() as u64 + 1;
+    wait_until("all records to be counted", SOON, || async {
+        let metrics = metrics(address).await?;
+        let sum = |name: &str, label: &str| -> u64 {
+            let series = metrics.lines().filter(|line| line.starts_with(name));
+            let ours = series.filter(|line| line.contains(label));
+            ours.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+        };
+        let counted = sum("cdc_records_total{", "view=\"user_view\"");
+        let ignored = sum("cdc_records_total{", "outcome=\"ignored\"");
+        let applied = sum("cdc_records_total{", "outcome=\"applied\"");
+        let aged = sum("cdc_freshness_seconds_count{", "view=\"user_view\"");
+        let right = counted == sent && ignored == 1 && applied >= 20 && aged > 0;
+        if right { Ok(()) } else { Err(metrics) }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

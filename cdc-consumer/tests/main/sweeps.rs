@@ -1,13 +1,13 @@
 //! What a sweep must leave, and what it must reach.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use serde_json::{Value as Json, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::dead_letters::{dead_letters, retry};
 use crate::harness::World;
-use crate::harness::consumer::Consumer;
+use crate::harness::consumer::{Consumer, Process};
 use crate::harness::feed::{Event, Feed, Message};
 use crate::harness::source::{Users, user_feed, user_views};
 use crate::rebuild::rebuild_until;
@@ -77,24 +77,20 @@ async fn keys_that_postgresql_spells_differently_wait_behind_their_dead_letters_
     let fields = json!([{"name": "id", "type": "string"}, {"name": "name", "type": "string"}]);
     let feed = Feed::new(&world, 1, &fields, &["id"]).await;
     let views = format!("[[view]]\ntopic = '{}'\ntable = 'price'\n", feed.topic);
-    let consumer = Consumer::start(&world, &views, &[]);
+    let consumer = Process::start(&world, &views, 1, &[]);
     let created = |id| Event::new("c", 8, price(id, "ok"));
     feed.send(&world, &["1.5", "2.5", "3.5"].map(created)).await;
     world.drained(&feed.topic, 1).await;
     let read = |id, name, snapshot| Event { snapshot, ..Event::new("r", 800, price(id, name)) };
     feed.send(&world, &[read("1.5", "too long", "true"), read("3.5", "ok", "last")]).await;
     world.drained(&feed.topic, 1).await;
-    tokio::time::sleep(SWEPT_BY_NOW).await;
+    consumer.says("dead letters of price do not tell").await;
     assert_eq!(world.text("select name from price where id = 1.5").await, "ok");
 
     world.sql("alter table price alter column name type varchar(50)").await;
     retry(&world, &views).await.expect("applied");
     world.shows("price", &[price("1.50", "too long"), price("3.50", "ok")]).await;
-    consumer.stop().await;
 }
-
-/// Three rounds of the sweeper.
-const SWEPT_BY_NOW: Duration = Duration::from_secs(7);
 
 /// Text made of two of them has none to be compared by.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -150,7 +146,7 @@ async fn each_partition_of_a_views_table_is_swept_to_its_last_page() {
 async fn a_sweep_is_not_over_while_the_broker_knows_no_partition_of_the_topic() {
     let world = World::new().await;
     let feed = user_feed(&world, 1).await;
-    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    let consumer = Process::start(&world, &user_views(&feed.topic), 1, &[]);
     let mut users = Users::default();
     feed.send(&world, &users.puts(1..=2)).await;
     world.drained(&feed.topic, 1).await;
@@ -160,9 +156,8 @@ async fn a_sweep_is_not_over_while_the_broker_knows_no_partition_of_the_topic() 
          values ('user_view', '{unknown}', 800, now() - interval '1 minute')"
     );
     world.sql(&sql).await;
-    tokio::time::sleep(SWEPT_BY_NOW).await;
+    consumer.says(&format!("the broker knows no partition of topic {unknown}")).await;
     assert_eq!(world.text("select swept_at from cdc_snapshot").await, "null");
-    consumer.stop().await;
 }
 
 /// A change that was open when the snapshot was taken stands right behind it; so do all of its partition

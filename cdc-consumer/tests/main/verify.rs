@@ -9,13 +9,16 @@ use serde_json::{Value as Json, json};
 
 use crate::harness::{SOON, World, wait_until};
 
+/// Rows that differ are waited for, in vain: as short as may be.
+const IN_VAIN: &str = "--wait=1s";
+
 /// Runs it for the view `goods` and the table `public."Goods of the ""shop"""` of the same database.
 async fn run(world: &World) -> (Json, Result<(), String>) {
-    run_with(world, "{ Price = 'price' }").await
+    run_with(world, "{ Price = 'price' }", IN_VAIN).await
 }
 
-/// The same with these `columns` declared.
-async fn run_with(world: &World, columns: &str) -> (Json, Result<(), String>) {
+/// The same with these `columns` declared, and so long for rows that differ.
+async fn run_with(world: &World, columns: &str, wait: &str) -> (Json, Result<(), String>) {
     let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.toml", world.name));
     let views = format!(
         "[[view]]\ntopic = 'goods'\ntable = 'goods'\nkey = {{ Id = 'good_id' }}\ncolumns = {columns}\n"
@@ -25,7 +28,7 @@ async fn run_with(world: &World, columns: &str) -> (Json, Result<(), String>) {
         "cdc-consumer".to_owned(),
         "verify".to_owned(),
         "--json".to_owned(),
-        "--wait=1s".to_owned(),
+        wait.to_owned(),
         "--view=goods".to_owned(),
         "--source-table=public.\"Goods of the \"\"shop\"\"\"".to_owned(),
         format!("--source-database-url={}", world.admin_url()),
@@ -79,11 +82,11 @@ async fn a_column_is_compared_under_the_name_it_has_at_the_source_now() {
     let world = World::new().await;
     goods(&world).await;
     let renamed = "{ Cost = 'price', Price = 'price' }";
-    assert_eq!(run_with(&world, renamed).await.1, Ok(()));
+    assert_eq!(run_with(&world, renamed, IN_VAIN).await.1, Ok(()));
     world.sql("alter table public.\"Goods of the \"\"shop\"\"\" add price numeric").await;
-    assert_eq!(run_with(&world, renamed).await.1, Ok(()));
+    assert_eq!(run_with(&world, renamed, IN_VAIN).await.1, Ok(()));
     world.sql("alter table public.\"Goods of the \"\"shop\"\"\" add \"Cost\" numeric").await;
-    let error = run_with(&world, renamed).await.1.expect_err("two sources of one column");
+    let error = run_with(&world, renamed, IN_VAIN).await.1.expect_err("two sources of one column");
     assert!(error.contains("fields 'Cost' and 'Price' both feed column goods.price"), "{error}");
 }
 
@@ -142,7 +145,9 @@ async fn a_row_that_only_lags_is_no_difference() {
             )
             .await;
     };
-    let ((report, outcome), ()) = tokio::join!(run(&world), late);
+    // Ends as soon as they are equal.
+    let patient = run_with(&world, "{ Price = 'price' }", "--wait=2m");
+    let ((report, outcome), ()) = tokio::join!(patient, late);
     assert_eq!(outcome, Ok(()), "{report}");
 }
 
@@ -166,7 +171,7 @@ async fn a_row_whose_value_the_view_cannot_hold_differs_and_the_others_are_compa
                  (3, 'abc', '{abc}', 7, 1.5), (5, 'abc', '{abc}', 7, 1)",
         )
         .await;
-    let (report, outcome) = run_with(&world, "{}").await;
+    let (report, outcome) = run_with(&world, "{}", IN_VAIN).await;
     let difference = |key: &str, difference: &str| json!({"key": [key], "difference": difference});
     let expected = json!([
         difference("2", "unequal"),
@@ -194,7 +199,7 @@ async fn a_domain_that_only_the_view_database_knows_is_compared_as_what_it_stand
              values (1, 1.5, 'a', '2024-05-01 10:00:00.123+02')",
         )
         .await;
-    let (report, outcome) = run_with(&world, "{}").await;
+    let (report, outcome) = run_with(&world, "{}", IN_VAIN).await;
     assert_eq!(outcome, Ok(()), "{report}");
 }
 

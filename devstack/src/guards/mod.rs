@@ -17,9 +17,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use devstack::{Extent, Progress, Service, Stack, State, Step};
+use devstack::{Extent, Progress, Service, ServiceStatus, Stack, State, Step};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::sleep;
 
 use crate::cli::print;
 use list::{Guard, Program, Test};
@@ -31,6 +32,7 @@ use workshop::{Programs, Workshop};
 const LIMIT_MIN: Duration = Duration::from_mins(3);
 /// A server that does not answer for this long is not there.
 const SERVER_PATIENCE: Duration = Duration::from_mins(2);
+const SERVER_LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// Tests run side by side; they wait for servers more than they work.
 const TESTS_AT_ONCE: usize = 4;
 
@@ -220,7 +222,7 @@ impl Bench {
             notices.push(trial.await?);
         }
         self.workshop.forget(&guard.name);
-        self.servers_are_well().await?;
+        self.servers_are_well(&guard.tests()).await?;
         Ok(Finding::of(&guard, notices, started.elapsed()))
     }
 
@@ -240,23 +242,30 @@ impl Bench {
         Ok(trial)
     }
 
-    /// A test that failed for want of a server would look like one that noticed. A busy machine's server
-    /// gets the time to answer.
-    async fn servers_are_well(&self) -> anyhow::Result<()> {
+    /// A busy machine's server gets the time to answer.
+    async fn servers_are_well(&self, tests: &[Test]) -> anyhow::Result<()> {
         for service in [Service::Postgres, Service::Kafka, Service::Registry] {
             let deadline = Instant::now() + SERVER_PATIENCE;
             loop {
                 let status = self.stack.status(service).await;
-                if matches!(status.state, State::Healthy | State::Stopped) {
+                if !spoils(status.state, tests) {
                     break;
                 }
                 if Instant::now() > deadline {
-                    bail!("{} is not well ({:?}): nothing was proved", status.name, status.reason);
+                    let ServiceStatus { name, state, reason, .. } = status;
+                    bail!("{name} is {state:?} ({reason:?}): nothing was proved");
                 }
+                sleep(SERVER_LOOK_INTERVAL).await;
             }
         }
         Ok(())
     }
+}
+
+/// Whether a test that failed may have failed for want of this server, and looks like one that noticed.
+/// Unit tests need none.
+fn spoils(state: State, tests: &[Test]) -> bool {
+    state != State::Healthy && tests.iter().any(|test| test.program == Program::Integration)
 }
 
 async fn waited(
@@ -278,4 +287,24 @@ async fn settle(
 fn announce(finding: Finding, progress: &Progress) -> Finding {
     progress.line(&format!("  {:<13} {}", finding.verdict.as_str(), finding.name));
     finding
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_healthy_servers_prove_something_unless_no_test_needs_them() {
+        let test = |program| Test { program, name: "sample".to_owned() };
+        let (unit, integration) = (test(Program::Unit), test(Program::Integration));
+        for (state, spoiled) in [
+            (State::Healthy, false),
+            (State::Stopped, true),
+            (State::Unhealthy, true),
+            (State::Paused, true),
+        ] {
+            assert_eq!(spoils(state, &[unit.clone(), integration.clone()]), spoiled, "{state:?}");
+            assert!(!spoils(state, std::slice::from_ref(&unit)), "{state:?}");
+        }
+    }
 }

@@ -6,6 +6,7 @@
 //! Measured times go to the terminal and to `target/e2e-report.txt`.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
+mod dev;
 mod faults;
 mod memory;
 mod operator;

@@ -1,7 +1,10 @@
 //! Bad input gets a clear answer, and nothing else happens.
 
+use std::process::Command;
 use std::time::Duration;
 
+use devstack::Stack;
+use devstack::addresses::environment;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -14,6 +17,24 @@ const POST: Method = Method::POST;
 
 /// A request that must be refused: body, status, kind of problem.
 type Case = (Method, String, Vec<u8>, u16, &'static str);
+
+#[test]
+fn a_log_filter_that_cannot_be_read_is_named_by_every_program() {
+    let programs = Stack::from_environment().unwrap().places().programs.clone();
+    for (program, argument) in [
+        ("user-api", None),
+        ("post-api", None),
+        ("migrate", Some("all")),
+        ("cdc-consumer", Some("status")),
+    ] {
+        let mut command = Command::new(programs.join(program));
+        command.args(argument).args(["--log-filter", "info,sqlx=wurn"]).envs(environment());
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{program}: {text}");
+        assert!(text.contains("info,sqlx=wurn"), "{program}: {text}");
+    }
+}
 
 #[tokio::test]
 async fn bad_users_are_refused_and_change_nothing() {

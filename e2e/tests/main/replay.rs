@@ -99,11 +99,11 @@ async fn the_script_asks_the_local_stack_only_where_it_was_built() {
     fs::remove_dir_all(root).unwrap();
 }
 
-fn temporary() -> PathBuf {
+pub(crate) fn temporary() -> PathBuf {
     std::env::temp_dir().join(format!("replay-{:x}", rand::random::<u64>()))
 }
 
-fn program(path: &Path, line: &str) {
+pub(crate) fn program(path: &Path, line: &str) {
     fs::write(path, format!("#!/bin/sh\n{line}\n")).unwrap();
     fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
 }
@@ -140,9 +140,9 @@ async fn write_history(system: &System) -> Users {
     users
 }
 
-struct Ended {
-    code: Option<i32>,
-    text: String,
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) text: String,
 }
 
 async fn replay(system: &System) -> Ended {
@@ -157,7 +157,7 @@ async fn replay(system: &System) -> Ended {
     ended(output)
 }
 
-fn ended(output: Output) -> Ended {
+pub(crate) fn ended(output: Output) -> Ended {
     let text = [output.stdout, output.stderr].concat();
     Ended { code: output.status.code(), text: String::from_utf8_lossy(&text).into_owned() }
 }

@@ -90,6 +90,68 @@ async fn a_page_of_long_posts_ends_early_and_links_to_the_rest() {
     .await;
 }
 
+/// The view says nothing of how long an author's name is.
+#[tokio::test]
+async fn a_page_of_posts_with_long_titles_and_authors_ends_early_and_links_to_the_rest() {
+    with_api(async |api| {
+        let mut view = consumer(&api).await;
+        show_user(&mut view, 6, &"가".repeat(10_000), "team", 1).await;
+        let fill = "insert into posts (title, content, author_id)
+             select repeat('t', 30000), 'content', 6 from generate_series(1, 40)";
+        sqlx::query(fill).execute(&api.pool).await.unwrap();
+        for first in ["/api/posts", "/api/posts/by-department/team"] {
+            let (ids, sizes) = walk(&api, first).await;
+            // 17 times 60,000 bytes and a few stay below a mebibyte.
+            assert_eq!(sizes, [17, 17, 6]);
+            assert_eq!(ids, (1..=40).collect::<Vec<i64>>());
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn departments_come_in_pages_by_name() {
+    with_api(async |api| {
+        let mut view = consumer(&api).await;
+        show_user(&mut view, 1, "홍길동", "개발팀", 1).await;
+        show_user(&mut view, 2, "장웅", "R&D", 1).await;
+        let path = "/api/posts/stats/departments";
+        let all = api.get(path).await;
+        assert!(!all.headers.contains_key("link"));
+        let next = format!("{path}?after=R%26D&limit=1");
+        for (path, department, link) in [
+            (format!("{path}?limit=1"), &all.body[0], Some(format!("<{next}>; rel=\"next\""))),
+            (next, &all.body[1], None),
+        ] {
+            let page = api.get(&path).await;
+            assert_eq!(page.body, json!([department]));
+            let seen = page.headers.get("link").map(|link| link.to_str().unwrap().to_owned());
+            assert_eq!(seen, link);
+        }
+        api.get(&format!("{path}?limit=10001")).await.is_problem(400, "bad-request");
+    })
+    .await;
+}
+
+/// Departments are whatever text a source has.
+#[tokio::test]
+async fn a_page_of_long_departments_ends_early_and_links_to_the_rest() {
+    with_api(async |api| {
+        let mut view = consumer(&api).await;
+        let fill = "insert into views_1.user_view (user_id, department)
+             select number, number + 10 || repeat('d', 1998) from generate_series(1, 600) as number";
+        sqlx::query(fill).execute(&mut view).await.unwrap();
+        let first = api.get("/api/posts/stats/departments").await;
+        let shown = first.body.as_array().unwrap().len();
+        assert!((500..600).contains(&shown), "{shown}");
+        let next = first.header("link").split(['<', '>']).nth(1).unwrap().to_owned();
+        let rest = api.get(&next).await;
+        assert_eq!(rest.body.as_array().unwrap().len(), 600 - shown);
+        assert!(!rest.headers.contains_key("link"));
+    })
+    .await;
+}
+
 /// Ids on a page and those it links to, and how many each page has.
 async fn walk(api: &Api, first: &str) -> (Vec<i64>, Vec<usize>) {
     let (mut ids, mut sizes, mut path) = (vec![], vec![], first.to_owned());

@@ -9,6 +9,9 @@ mod targets;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use cdc_consumer::avro::Reader;
 use cdc_consumer::schema;
@@ -21,6 +24,8 @@ use crate::histories::{Replay, seeds};
 use targets::{SHAPES_SCHEMA, TARGETS, conversion_count};
 
 const CHANGES: u64 = 30_000;
+/// For one input. All of them together take seconds, also without optimisation.
+const INPUT_LIMIT: Duration = Duration::from_mins(1);
 
 /// The inputs of a target: seeds, and what crashed it once.
 fn inputs(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
@@ -57,7 +62,14 @@ fn every_seed_and_whatever_the_fuzzer_found_is_survived() {
         assert!(!inputs.is_empty(), "{name} has no seeds");
         for (file, data) in inputs {
             let _named = Named(&file);
-            target(&data);
+            let (done, ended) = mpsc::channel();
+            let run = thread::spawn(move || {
+                target(&data);
+                done.send(()).ok();
+            });
+            let ended = ended.recv_timeout(INPUT_LIMIT);
+            assert_ne!(ended, Err(RecvTimeoutError::Timeout), "{name} takes too long");
+            run.join().expect("it survived");
         }
     }
 }
