@@ -88,9 +88,16 @@ impl Session {
     /// However long a previous owner stands still: only being told to stop cuts the wait short. What the
     /// server makes of the question then is no harm, the next owner asks anew.
     fn stored_progress(&mut self, wanted: &Wanted) -> Result<Progress, SessionError> {
-        let Self { control, database, place, owner, board, runtime, shutdown, .. } = self;
+        let Self { control, database, place, views, owner, board, runtime, shutdown, .. } = self;
+        let topic = &wanted.partition.topic;
         let acquired = async {
             let connection = database.connected(control, place.generation).await?;
+            for View { table, .. } in views.iter().filter(|view| view.spec.topic == *topic) {
+                if fence::shows_another_topic(connection, topic, table).await? {
+                    let (topic, table) = (topic.clone(), table.name.clone());
+                    return Err(SessionError::AnotherTopic { topic, table });
+                }
+            }
             Ok(takeover::acquire(connection, wanted, owner, board).await?)
         };
         unless_stopped(runtime, shutdown, acquired)

@@ -6,8 +6,10 @@ use std::time::Duration;
 use sqlx::{PgConnection, Row};
 
 use crate::batch::Claim;
+use crate::catalog::{SOURCE_LSN, Table};
 use crate::database::Generation;
 use crate::offsets::{Anchor, ChunkRow, Lineage, Partition, Progress};
+use crate::sql::{deleted_table, quote};
 
 /// Why progress could not be read or moved.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +118,33 @@ const ACQUIRE: &str = "
         updated_at = now()
     returning next_offset, epoch, seen_offset, source_lsn_max, source_epochs::text,
         source_snapshots::text, anchor_offset, anchor_timestamp, chunk_offset, chunk_lsn";
+
+/// Whether a view shows or remembers changes of another topic: there are some, and nothing is stored of this
+/// one. Each topic has counted the lives of the source by itself, so their positions do not compare. Rows that
+/// a migration brought have no position.
+pub async fn shows_another_topic(
+    connection: &mut PgConnection,
+    topic: &str,
+    table: &Table,
+) -> Result<bool, FenceError> {
+    // Alone: a statement that names the view waits for who has locked it.
+    let stored = "select exists (select from cdc_offset where topic = $1)";
+    let stored = sqlx::query_scalar(stored).bind(topic).fetch_one(&mut *connection);
+    if stored.await.map_err(FenceError::Read)? {
+        return Ok(false);
+    }
+    // Again, at one moment with the rows: another member may have begun the topic by now.
+    let sql = format!(
+        "select not exists (select from cdc_offset where topic = $1)
+             and (exists (select from {shown} where {SOURCE_LSN} > 0)
+                 or exists (select from {deleted})
+                 or exists (select from cdc_floor where view_name = $2))",
+        shown = quote(&table.name),
+        deleted = deleted_table(table),
+    );
+    let asked = sqlx::query_scalar(&sql).bind(topic).bind(&table.name).fetch_one(connection);
+    asked.await.map_err(FenceError::Read)
+}
 
 /// The fence: the first statement of every batch.
 ///

@@ -103,6 +103,7 @@ pub fn of_session(error: &SessionError) -> Recovery {
         | SessionError::Ahead { .. }
         | SessionError::OtherLog { .. }
         | SessionError::Recreated { .. }
+        | SessionError::AnotherTopic { .. }
         | SessionError::Hole { .. } => Recovery::Halt,
         SessionError::TableChanged(_) => Recovery::Restart,
         SessionError::Fenced

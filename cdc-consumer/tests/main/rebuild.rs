@@ -14,7 +14,11 @@ use crate::harness::{SOON, World, wait_until};
 use crate::snapshots::{snapshot, swept};
 
 /// `cdc-consumer rebuild` with these arguments; returns what it printed.
-async fn rebuild(world: &World, feed: &Feed, arguments: &[&str]) -> anyhow::Result<String> {
+pub(crate) async fn rebuild(
+    world: &World,
+    feed: &Feed,
+    arguments: &[&str],
+) -> anyhow::Result<String> {
     rebuild_until(world, feed, arguments, &CancellationToken::new()).await
 }
 
