@@ -274,7 +274,8 @@ pub async fn settled(connection: &mut PgConnection, claims: &[Claim]) -> Result<
     Ok(usize::try_from(count) == Ok(claims.len()))
 }
 
-/// Whether partitions are still ours: their epochs are the ones we acquired, in the current generation.
+/// Whether partitions are still ours: our generation is the current one, also for who has none, and their
+/// epochs are the ones we acquired.
 ///
 /// The fence asks the same with every batch; this is for the time without batches.
 pub async fn still_ours(
@@ -282,12 +283,13 @@ pub async fn still_ours(
     owned: &[(&Partition, i64)],
     generation: Generation,
 ) -> Result<bool, FenceError> {
-    let count: i64 = sqlx::query_scalar(
-        "select count(*)
-         from unnest($1::text[], $2::int[], $3::bigint[]) as c (topic, partition, epoch)
-         join cdc_offset o
-             on o.topic = c.topic and o.partition = c.partition and o.epoch = c.epoch
-         where (select current from public.cdc_generation) = $4",
+    sqlx::query_scalar(
+        "select (select current from public.cdc_generation) = $4
+             and not exists (
+                 select from unnest($1::text[], $2::int[], $3::bigint[]) as c (topic, partition, epoch)
+                 left join cdc_offset o
+                     on o.topic = c.topic and o.partition = c.partition and o.epoch = c.epoch
+                 where o.topic is null)",
     )
     .bind(owned.iter().map(|(partition, _)| partition.topic.as_str()).collect::<Vec<_>>())
     .bind(owned.iter().map(|(partition, _)| partition.number).collect::<Vec<_>>())
@@ -295,8 +297,7 @@ pub async fn still_ours(
     .bind(generation)
     .fetch_one(connection)
     .await
-    .map_err(FenceError::Read)?;
-    Ok(usize::try_from(count) == Ok(owned.len()))
+    .map_err(FenceError::Read)
 }
 
 /// Stored progress of one partition, for people.
