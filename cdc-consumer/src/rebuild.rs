@@ -71,6 +71,7 @@ pub async fn rebuild(
     let database = Database::new(&settings.database.consumer_database_url)?;
     let topics: Vec<String> = specs.iter().map(|spec| spec.topic.clone()).collect();
     let mut observer = Observer::new(&kafka, database.clone(), place, topics.clone())?;
+    observer.same_logs().await?;
     if !settings.from_cut_log {
         observer.whole_logs().await?;
     }

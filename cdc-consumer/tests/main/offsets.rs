@@ -9,6 +9,7 @@ use crate::harness::consumer::{Consumer, Process, total};
 use crate::harness::feed::{Feed, Message};
 use crate::harness::source::{Users, user_feed, user_fields, user_views};
 use crate::harness::{SOON, World, wait_until};
+use crate::rebuild::rebuild;
 use crate::replay::offsets_reset;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -120,6 +121,49 @@ async fn a_topic_recreated_under_a_running_consumer_is_no_continuation() {
     let error = consumer.failure().await;
     assert!(error.contains("cdc-consumer offsets reset"), "it says what to do: {error}");
     assert_eq!(world.next_offset(&feed.topic, 0).await, "10", "nothing of it was applied");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_recreated_with_fewer_partitions_is_begun_and_its_views_can_be_rebuilt() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 3).await;
+    let views = user_views(&feed.topic);
+    let mut users = Users::default();
+    feed.send(&world, &users.puts(1..=60)).await;
+    let consumer = Consumer::start(&world, &views, &[]);
+    world.drained(&feed.topic, 3).await;
+    consumer.stop().await;
+    // Of one that goes: its keys come through the one that stays.
+    world.sql("update cdc_offset set source_epochs = '{\"0\": 1}' where partition = 2").await;
+    world.delete_topic(&feed.topic).await;
+    world.create_topic(&feed.topic, 1, &[]).await;
+    let one = users.put(1);
+    world.send(&feed.topic, vec![feed.message(&one).to(0)]).await;
+    let says = "`cdc-consumer offsets reset";
+    let error = Consumer::start(&world, &views, &[]).failure().await;
+    assert!(error.contains(says), "{error}");
+    let refused = rebuild(&world, &feed, &[]).await.expect_err("another log").to_string();
+    assert!(refused.contains("the views that readers see have read up to"), "{refused}");
+    assert!(refused.contains(says), "{refused}");
+
+    // What the messages tell an operator to do.
+    let refused = offsets_reset(&world, &["--topic", &feed.topic, "--execute"]).await;
+    let refused = refused.expect_err("not without saying so").to_string();
+    assert!(refused.contains("--new-log begins it"), "{refused}");
+    let arguments = ["--topic", &feed.topic, "--new-log", "--execute"];
+    let said = offsets_reset(&world, &arguments).await.expect("a reset");
+    assert!(said.contains("-> no such partition any more"), "{said}");
+    let known = "select string_agg(partition || ': ' || source_epochs, ', ') from cdc_offset";
+    assert_eq!(world.text(known).await, "0: {\"0\": 1}");
+    let consumer = Consumer::start(&world, &views, &[]);
+    let snapshot = users.snapshot();
+    let snapshot = snapshot.iter().map(|event| feed.message(event).to(0));
+    world.send(&feed.topic, snapshot.collect()).await;
+    world.drained(&feed.topic, 1).await;
+    world.shows("user_view", &users.as_view()).await;
+    rebuild(&world, &feed, &[]).await.expect("a rebuild");
+    world.shows("views_2.user_view", &users.as_view()).await;
+    consumer.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

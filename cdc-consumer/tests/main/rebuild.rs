@@ -62,6 +62,17 @@ async fn somebody_waits_for(world: &World, relation: &str) {
     .await;
 }
 
+/// Makes the generation that a rebuild goes on with, and lets nobody own a partition there until the transaction
+/// ends.
+async fn hold_second_generation(world: &World) -> PgConnection {
+    let generation = migrate::Generation::new(2).expect("a number");
+    migrate::views(&world.admin_url(), generation).await.expect("a second generation");
+    let mut db = world.db().await;
+    let lock = "begin; lock table views_2.cdc_offset in exclusive mode";
+    sqlx::raw_sql(lock).execute(&mut db).await.expect("a lock");
+    db
+}
+
 /// What a reader sees: the version of each user.
 async fn versions(db: &mut PgConnection) -> BTreeMap<i64, i64> {
     let read = sqlx::query_as("select user_id, version from public.user_view").fetch_all(db);
@@ -323,16 +334,22 @@ async fn the_old_views_stand_still_until_the_new_ones_show_as_much() {
     let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
     world.drained(&feed.topic, 1).await;
     consumer.stop().await;
-    // As if they had shown more than the log holds.
-    world.sql("update cdc_offset set next_offset = next_offset + 1").await;
-    let stands_still = wait_until("the old offsets to be locked", SOON, || async {
-        let mut db = world.db().await;
-        let sql = "select from cdc_offset for update nowait";
-        match sqlx::raw_sql(sql).execute(&mut db).await {
-            Err(error) if error.to_string().contains("could not obtain lock") => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
-    });
+    let mut db = hold_second_generation(&world).await;
+    let stands_still = async {
+        somebody_waits_for(&world, "views_2.cdc_offset").await;
+        // As if they showed more than the log holds by now.
+        world.sql("update cdc_offset set next_offset = next_offset + 1").await;
+        sqlx::raw_sql("rollback").execute(&mut db).await.expect("it can go on");
+        wait_until("the old offsets to be locked", SOON, || async {
+            let mut db = world.db().await;
+            let sql = "select from cdc_offset for update nowait";
+            match sqlx::raw_sql(sql).execute(&mut db).await {
+                Err(error) if error.to_string().contains("could not obtain lock") => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+    };
     let (built, ()) = tokio::join!(rebuild(&world, &feed, &[]), stands_still);
     let refused = built.expect_err("it cannot catch up").to_string();
     assert!(refused.contains("did not catch up with the old ones"), "{refused}");
@@ -367,12 +384,8 @@ async fn a_rebuild_whose_views_somebody_else_publishes_ends_and_says_so() {
     let world = World::new().await;
     let feed = user_feed(&world, 1).await;
     feed.send(&world, &Users::default().puts(1..=5)).await;
+    let mut other = hold_second_generation(&world).await;
     let generation = migrate::Generation::new(2).expect("a number");
-    migrate::views(&world.admin_url(), generation).await.expect("a second generation");
-    // It cannot own a partition, so it waits.
-    let mut other = world.db().await;
-    let lock = "begin; lock table views_2.cdc_offset in exclusive mode";
-    sqlx::raw_sql(lock).execute(&mut other).await.expect("a lock");
     let publish = async {
         somebody_waits_for(&world, "views_2.cdc_offset").await;
         migrate::publish(&world.admin_url(), generation).await.expect("the second generation");
