@@ -6,7 +6,7 @@ use anyhow::{Context, bail, ensure};
 use sqlx::{Connection, PgConnection};
 
 use crate::cli::{ResetSettings, ResetTo};
-use crate::database::Database;
+use crate::database::{self, Database, Generation};
 use crate::fence::{self, StoredOffset};
 use crate::kafka_admin;
 use crate::offsets::Partition;
@@ -38,7 +38,7 @@ pub async fn reset(settings: &ResetSettings, out: &mut impl Write) -> anyhow::Re
         writeln!(out, "nothing was changed; add --execute to do it")?;
         return Ok(());
     }
-    move_all(&mut connection, settings, &moves).await.context("could not move the offsets")?;
+    move_all(&mut connection, generation, settings, &moves).await.context("could not move the offsets")?;
     let targets = moves.iter().filter_map(|(offset, target)| {
         let partition = Partition { topic: offset.topic.clone(), number: offset.partition };
         Some((partition, (*target)?))
@@ -88,6 +88,7 @@ fn moves<'o>(
 /// All in one transaction, which takes the partitions in the order that batches do.
 async fn move_all(
     connection: &mut PgConnection,
+    generation: Generation,
     settings: &ResetSettings,
     moves: &[Move<'_>],
 ) -> anyhow::Result<()> {
@@ -96,6 +97,12 @@ async fn move_all(
         .bind(&settings.topic)
         .execute(&mut *tx)
         .await?;
+    // A rebuild holds these offsets until it has published its own.
+    let published = database::published(&mut tx).await?;
+    ensure!(
+        published == generation,
+        "readers see generation {published} by now, it was {generation}; say it again"
+    );
     // A replay may bring back rows that the newest snapshot did not mention.
     sqlx::query("update cdc_snapshot set log_ends = null, swept_at = null where topic = $1")
         .bind(&settings.topic)

@@ -166,6 +166,28 @@ async fn a_reset_takes_the_place_of_an_earlier_one_with_kafkas_tools() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_of_views_that_a_rebuild_replaces_meanwhile_moves_nothing() {
+    let world = World::new().await;
+    let (feed, _, events) = history(&world, 1).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    let mut swap = world.db().await;
+    let lock = "begin; select from cdc_offset for update";
+    sqlx::raw_sql(lock).execute(&mut swap).await.expect("a lock");
+    let swapped = async {
+        world.session_shows("wait_event_type = 'Lock'").await;
+        let publish = "update public.cdc_generation set current = 2; commit";
+        sqlx::raw_sql(publish).execute(&mut swap).await.expect("another generation");
+    };
+    let arguments = ["--topic", &feed.topic, "--execute"];
+    let (moved, ()) = tokio::join!(offsets_reset(&world, &arguments), swapped);
+    let refused = format!("{:#}", moved.expect_err("nobody sees these views"));
+    assert!(refused.contains("readers see generation 2 by now"), "{refused}");
+    assert_eq!(world.next_offset(&feed.topic, 0).await, events.len().to_string());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reset_mends_one_with_kafkas_tools_to_records_that_are_gone() {
     let world = World::new().await;
     let (feed, _, events) = history(&world, 1).await;
