@@ -38,19 +38,20 @@ pub async fn reset(settings: &ResetSettings, out: &mut impl Write) -> anyhow::Re
         writeln!(out, "nothing was changed; add --execute to do it")?;
         return Ok(());
     }
-    move_all(&mut connection, generation, settings, &moves).await.context("could not move the offsets")?;
     let targets = moves.iter().filter_map(|(offset, target)| {
         let partition = Partition { topic: offset.topic.clone(), number: offset.partition };
         Some((partition, (*target)?))
     });
+    // First, lest a consumer that starts in between follow the earlier order behind ours.
     let overruled = kafka_admin::overrule(&settings.kafka, &targets.collect::<Vec<_>>()).await;
     overruled.with_context(|| {
         format!(
-            "the offsets were moved, but an earlier reset of group {} with Kafka's tools could not be taken back, \
-             and a consumer that starts would follow that one; stop its members and say this again",
+            "nothing was moved: an earlier reset of group {} with Kafka's tools could not be taken back, and \
+             a consumer that starts would follow that one; stop its members and say this again",
             settings.kafka.consumer_group
         )
-    })
+    })?;
+    move_all(&mut connection, generation, settings, &moves).await.context("nothing was moved")
 }
 
 /// Where the chosen offsets go. Fails where they cannot.

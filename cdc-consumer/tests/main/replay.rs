@@ -165,6 +165,32 @@ async fn a_reset_takes_the_place_of_an_earlier_one_with_kafkas_tools() {
     assert_eq!(total(&consumer.stop().await), 4);
 }
 
+/// Whoever starts in between must not follow the earlier one behind the later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_with_kafkas_tools_is_taken_back_before_another_moves_anything() {
+    let world = World::new().await;
+    let (feed, _, _) = history(&world, 1).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    world.reset_group(&feed.topic, 1, 0).await;
+    let mut db = world.db().await;
+    let lock = "begin; select from cdc_offset for update";
+    sqlx::raw_sql(lock).execute(&mut db).await.expect("a lock");
+    let taken_back = async {
+        wait_until("our mark", SOON, || async {
+            let (offset, mark) = world.committed(&feed.topic, 0).await;
+            if mark.is_empty() { Err(format!("{offset:?}")) } else { Ok(()) }
+        })
+        .await;
+        sqlx::raw_sql("rollback").execute(&mut db).await.expect("it can go on");
+    };
+    let arguments = ["--topic", &feed.topic, "--to", "7", "--execute"];
+    let (moved, ()) = tokio::join!(offsets_reset(&world, &arguments), taken_back);
+    moved.expect("a reset");
+    assert_eq!(world.next_offset(&feed.topic, 0).await, "7");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reset_of_views_that_a_rebuild_replaces_meanwhile_moves_nothing() {
     let world = World::new().await;
