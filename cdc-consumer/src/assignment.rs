@@ -79,6 +79,15 @@ impl Session {
                 kafka.offset = requested,
                 "an operator moved the group's offset, continuing there"
             );
+            let unread = progress.seen_offset.max(broker.log_start);
+            if requested > unread {
+                tracing::warn!(
+                    kafka.partition = %partition,
+                    unread,
+                    "records from there on are jumped over, and a replay will take them for repeated: if a \
+                     snapshot is among them, take another one"
+                );
+            }
         }
         check_bounds(partition, progress.next_offset, broker)?;
         let read_from = progress.read_from(broker.log_start);

@@ -306,6 +306,8 @@ pub struct StoredOffset {
     pub topic: String,
     pub partition: i32,
     pub next_offset: i64,
+    /// Everything below it was read once.
+    pub seen_offset: i64,
     pub epoch: i64,
     pub owner: String,
     /// Seconds since the partition last moved or changed hands.
@@ -315,7 +317,7 @@ pub struct StoredOffset {
 /// All stored offsets of the connection's generation.
 pub async fn stored(connection: &mut PgConnection) -> Result<Vec<StoredOffset>, FenceError> {
     sqlx::query_as(
-        "select topic, partition, next_offset, epoch, owner,
+        "select topic, partition, next_offset, seen_offset, epoch, owner,
              extract(epoch from now() - updated_at)::float8 as idle_seconds
          from cdc_offset
          order by topic, partition",

@@ -63,7 +63,7 @@ fn moves<'o>(
     let bounds = source::log_bounds(&source::client(&settings.kafka)?, topic)?;
     ensure!(!bounds.is_empty(), "the broker knows no topic {topic}");
     let target = |&offset: &&'o StoredOffset| {
-        let partition = &offset.partition;
+        let StoredOffset { partition, seen_offset, .. } = offset;
         let Some(&(start, end)) = bounds.get(partition) else {
             ensure!(
                 settings.new_log,
@@ -80,6 +80,13 @@ fn moves<'o>(
         ensure!(
             (start..=end).contains(&target),
             "{topic}-{partition} has records {start} to {end}, offset {target} is outside"
+        );
+        let unread = if settings.new_log { start } else { start.max(*seen_offset) };
+        ensure!(
+            target <= unread || settings.skip,
+            "{topic}-{partition}: nobody has read the records from {unread} to {target}; what they change is \
+             lost for the view, and of a snapshot, a TRUNCATE or a tombstone among them for good, since a replay takes \
+             them for repeated; --skip does it all the same"
         );
         Ok((offset, Some(target)))
     };
