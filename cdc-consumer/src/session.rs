@@ -255,7 +255,7 @@ impl Session {
 
     fn decode(&mut self, record: &Record<'_>) -> Result<Decoded, SessionError> {
         self.same_topics()?;
-        let Self { decoder, owned, writers, .. } = self;
+        let Self { decoder, owned, writers, views, .. } = self;
         let wanted = PartitionRef { topic: record.topic, number: record.partition };
         // A record of a partition given up meanwhile belongs to its next owner.
         let Some((partition, owned)) = owned.get_key_value_mut(&wanted) else {
@@ -273,7 +273,8 @@ impl Session {
         let Some(writer) = writers.get_mut(owned.writer) else { return Ok(Decoded::Taken) };
         let decoded = decoder.decode(record, partition, &mut owned.progress, &mut writer.building);
         decoded.map_err(|error| {
-            metrics::refused(record.topic);
+            let view = views.iter().find(|view| view.spec.topic == record.topic);
+            metrics::refused(view.map_or(record.topic, |view| &view.spec.table));
             error.into()
         })
     }
