@@ -148,7 +148,10 @@ fn reached(statistics: &Statistics) -> bool {
     if ours.peek().is_none() {
         return brokers().next().is_some();
     }
-    ours.all(|partition| brokers().any(|broker| broker.nodeid == partition.leader))
+    // A partition that nobody leads names -1, as the address does that the cluster was first asked at.
+    ours.all(|partition| {
+        partition.leader >= 0 && brokers().any(|broker| broker.nodeid == partition.leader)
+    })
 }
 
 /// The topic named by the log line about a topic whose id changed. librdkafka itself goes on with the new
@@ -196,6 +199,7 @@ mod tests {
         check(&[(1, "UP"), (2, "DOWN")], &[(0, 1, "active"), (1, 2, "active")], false);
         check(&[(1, "UP"), (2, "DOWN")], &[(0, 1, "active"), (1, 2, "none")], true);
         check(up, &[(0, -1, "active")], false);
+        check(&[(-1, "UP"), (1, "UP")], &[(0, -1, "active")], false);
         check(up, &[], true);
         check(down, &[], false);
     }
