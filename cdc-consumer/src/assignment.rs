@@ -286,6 +286,16 @@ impl Session {
                 writer.task.abort();
             }
         }
+        for partition in self.partitions() {
+            self.board.revoked(&partition);
+        }
+        // Dropping the session drops the consumer, and that leaves the group.
+    }
+}
+
+/// Also when it panicked.
+impl Drop for Session {
+    fn drop(&mut self) {
         self.consumer.context().close();
         // A rebalance that was announced and not carried out: closing waits for its answer, for ever.
         self.rebalances.extend(self.consumer.context().rebalances());
@@ -294,10 +304,6 @@ impl Session {
                 tracing::debug!(error = %service::telemetry::chain(&error), "could not answer a rebalance");
             }
         }
-        for partition in self.partitions() {
-            self.board.revoked(&partition);
-        }
-        // Dropping the session drops the consumer, and that leaves the group.
     }
 }
 

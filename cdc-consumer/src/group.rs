@@ -117,6 +117,11 @@ impl ConsumerContext for Group {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS if !state.closing => {
                 state.rebalances.push(Rebalance::Revoke(listed));
             }
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                if let Err(error) = consumer.incremental_assign(partitions) {
+                    tracing::debug!(error = %error, "could not take partitions while closing");
+                }
+            }
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
                 if let Err(error) = consumer.incremental_unassign(partitions) {
                     tracing::debug!(error = %error, "could not give up partitions while closing");
