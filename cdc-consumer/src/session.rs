@@ -162,22 +162,18 @@ impl Session {
     fn poll(&mut self) -> Result<(), SessionError> {
         let consumer = Arc::clone(&self.consumer);
         for _ in 0..POLL_ROUND {
-            match consumer.poll(Duration::ZERO) {
+            let at_hand = consumer.poll(Duration::ZERO);
+            let at_rest = at_hand.is_none();
+            let polled = at_hand.or_else(|| {
+                self.writers.iter_mut().for_each(WriterLink::hand_over_at_rest);
+                consumer.poll(self.poll_wait())
+            });
+            match polled {
                 Some(Ok(message)) => self.take(&source::record(&message), || message.detach())?,
                 Some(Err(error)) => self.on_poll_error(&error)?,
-                None => {
-                    self.writers.iter_mut().for_each(WriterLink::hand_over_at_rest);
-                    match consumer.poll(self.poll_wait()) {
-                        Some(Ok(message)) => {
-                            self.take(&source::record(&message), || message.detach())?;
-                        }
-                        Some(Err(error)) => self.on_poll_error(&error)?,
-                        None => {}
-                    }
-                    return Ok(());
-                }
+                None => {}
             }
-            if self.full() {
+            if at_rest || self.full() {
                 break;
             }
         }
