@@ -185,7 +185,9 @@ fn receipt(batch: &Batch, outcomes: Vec<Outcome>) -> Applied {
     const SAMPLE: usize = 32;
     let source_times = batch.views.iter().enumerate().flat_map(|(index, view)| {
         let step = view.entries().len().div_ceil(SAMPLE).max(1);
-        view.entries().iter().step_by(step).map(move |entry| (index, entry.source_time_micros))
+        let times = view.entries().iter().step_by(step).map(|entry| entry.source_time_micros);
+        // A tombstone knows none.
+        times.filter(|time| *time > 0).map(move |time| (index, time))
     });
     Applied {
         claims: batch.claims.clone(),
@@ -199,8 +201,25 @@ fn receipt(batch: &Batch, outcomes: Vec<Outcome>) -> Applied {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::convert::Cell;
+    use crate::fold::{Action, Entry};
     use crate::offsets::{Partition, Progress};
     use crate::view;
+
+    #[test]
+    fn only_changes_that_know_when_they_were_made_tell_how_fresh_a_view_is() {
+        let mut batch = Batch::new([(1, 1)]);
+        let tombstone = Entry { action: Action::Erase, ..Entry::at(0, 0) };
+        let change = Entry { source_time_micros: 7, ..Entry::at(0, 1) };
+        for (key, entry) in [("a", tombstone), ("b", change)] {
+            let key = |out: &mut String| {
+                out.push_str(key);
+                Ok::<_, ()>(Cell::Text)
+            };
+            batch.views[0].add(entry, |row| row.cell(0, key)).expect("a key");
+        }
+        assert_eq!(settled(&batch).source_times, [(0, 7)]);
+    }
 
     #[test]
     fn batches_without_a_common_partition_never_count_in_one_slot() {

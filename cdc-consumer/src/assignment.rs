@@ -79,6 +79,15 @@ impl Session {
                 kafka.offset = requested,
                 "an operator moved the group's offset, continuing there"
             );
+            let unread = progress.seen_offset.max(broker.log_start);
+            if requested > unread {
+                tracing::warn!(
+                    kafka.partition = %partition,
+                    unread,
+                    "records from there on are jumped over, and a replay will take them for repeated: if a \
+                     snapshot is among them, take another one"
+                );
+            }
         }
         check_bounds(partition, progress.next_offset, broker)?;
         let read_from = progress.read_from(broker.log_start);
@@ -88,9 +97,16 @@ impl Session {
     /// However long a previous owner stands still: only being told to stop cuts the wait short. What the
     /// server makes of the question then is no harm, the next owner asks anew.
     fn stored_progress(&mut self, wanted: &Wanted) -> Result<Progress, SessionError> {
-        let Self { control, database, place, owner, board, runtime, shutdown, .. } = self;
+        let Self { control, database, place, views, owner, board, runtime, shutdown, .. } = self;
+        let topic = &wanted.partition.topic;
         let acquired = async {
             let connection = database.connected(control, place.generation).await?;
+            for View { table, .. } in views.iter().filter(|view| view.spec.topic == *topic) {
+                if fence::shows_another_topic(connection, topic, table).await? {
+                    let (topic, table) = (topic.clone(), table.name.clone());
+                    return Err(SessionError::AnotherTopic { topic, table });
+                }
+            }
             Ok(takeover::acquire(connection, wanted, owner, board).await?)
         };
         unless_stopped(runtime, shutdown, acquired)
@@ -270,6 +286,16 @@ impl Session {
                 writer.task.abort();
             }
         }
+        for partition in self.partitions() {
+            self.board.revoked(&partition);
+        }
+        // Dropping the session drops the consumer, and that leaves the group.
+    }
+}
+
+/// Also when it panicked.
+impl Drop for Session {
+    fn drop(&mut self) {
         self.consumer.context().close();
         // A rebalance that was announced and not carried out: closing waits for its answer, for ever.
         self.rebalances.extend(self.consumer.context().rebalances());
@@ -278,10 +304,6 @@ impl Session {
                 tracing::debug!(error = %service::telemetry::chain(&error), "could not answer a rebalance");
             }
         }
-        for partition in self.partitions() {
-            self.board.revoked(&partition);
-        }
-        // Dropping the session drops the consumer, and that leaves the group.
     }
 }
 

@@ -157,6 +157,25 @@ impl Observer {
         Ok(())
     }
 
+    /// Fails where readers see more than a log ever held: it is another log, and nothing built from it shows as
+    /// much.
+    pub(crate) async fn same_logs(&mut self) -> anyhow::Result<()> {
+        // In this order: the views go on, and so does the log.
+        let shown = self.stored(self.place.published).await?;
+        let bounds = self.bounds().await?;
+        for (partition, next) in shown {
+            let end = bounds.get(&partition).map_or(0, |(_, end)| *end);
+            ensure!(
+                next <= end,
+                "{partition}: the views that readers see have read up to {next}, but the broker's log ends at \
+                 {end}: the topic was made again or its log cut; begin the new log with `cdc-consumer offsets reset \
+                 --topic {} --new-log --execute`, then say this again",
+                partition.topic
+            );
+        }
+        Ok(())
+    }
+
     /// First and next offset of all partitions.
     async fn bounds(&self) -> anyhow::Result<BTreeMap<Partition, (i64, i64)>> {
         let (client, topics) = (Arc::clone(&self.client), self.topics.clone());
@@ -172,13 +191,21 @@ impl Observer {
         asked.await.context("the question to the broker was broken off")?
     }
 
-    /// How far the new generation was built. A connection that fails is made anew with the next question.
+    /// How far the new generation was built.
     pub(crate) async fn built(&mut self) -> anyhow::Result<Offsets> {
-        let sql = offsets_sql(self.place.generation);
+        self.stored(self.place.generation).await
+    }
+
+    /// How far a generation is. A connection that fails is made anew with the next question.
+    async fn stored(&mut self, generation: Generation) -> anyhow::Result<Offsets> {
+        let sql = offsets_sql(generation);
         let topics = self.topics.clone();
         let read = sqlx::query(&sql).bind(topics).fetch_all(self.connected().await?);
         let rows = read.await.inspect_err(|_| self.connection = None);
-        offsets(&rows.context("could not read how far the new views are")?)
+        let rows = rows.with_context(|| {
+            format!("could not read how far the views of generation {generation} are")
+        })?;
+        offsets(&rows)
     }
 
     async fn published(&mut self) -> anyhow::Result<Generation> {

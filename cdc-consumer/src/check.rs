@@ -13,7 +13,7 @@ use crate::cli::CheckSettings;
 use crate::database::{Database, Generation, schema_of};
 use crate::decode::View;
 use crate::fence::{self, StoredOffset};
-use crate::pipeline;
+use crate::pipeline::{self, SessionError};
 use crate::refetch::RecordFetcher;
 use crate::registry::Registry;
 use crate::source;
@@ -134,6 +134,10 @@ async fn look_at_table(
     let schema = schema_of(generation);
     let table = Table::read(connection, &schema, &spec.table).await?;
     table.check_mapping(spec)?;
+    if fence::shows_another_topic(connection, &spec.topic, &table).await? {
+        let (topic, table) = (spec.topic.clone(), table.name);
+        return Err(SessionError::AnotherTopic { topic, table }.into());
+    }
     let lacking: Option<String> = sqlx::query_scalar(
         "select string_agg(lower(needed), ', ')
          from unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE']) as needed

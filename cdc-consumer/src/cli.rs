@@ -265,6 +265,10 @@ pub struct ResetSettings {
     #[arg(long)]
     pub new_log: bool,
 
+    /// Jump over records that nobody has read: the view goes without what they change
+    #[arg(long)]
+    pub skip: bool,
+
     /// Do it; without this flag nothing is changed
     #[arg(long)]
     pub execute: bool,

@@ -6,8 +6,10 @@ use std::time::Duration;
 use sqlx::{PgConnection, Row};
 
 use crate::batch::Claim;
+use crate::catalog::{SOURCE_LSN, Table};
 use crate::database::Generation;
 use crate::offsets::{Anchor, ChunkRow, Lineage, Partition, Progress};
+use crate::sql::{deleted_table, quote};
 
 /// Why progress could not be read or moved.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +118,33 @@ const ACQUIRE: &str = "
         updated_at = now()
     returning next_offset, epoch, seen_offset, source_lsn_max, source_epochs::text,
         source_snapshots::text, anchor_offset, anchor_timestamp, chunk_offset, chunk_lsn";
+
+/// Whether a view shows or remembers changes of another topic: there are some, and nothing is stored of this
+/// one. Each topic has counted the lives of the source by itself, so their positions do not compare. Rows that
+/// a migration brought have no position.
+pub async fn shows_another_topic(
+    connection: &mut PgConnection,
+    topic: &str,
+    table: &Table,
+) -> Result<bool, FenceError> {
+    // Alone: a statement that names the view waits for who has locked it.
+    let stored = "select exists (select from cdc_offset where topic = $1)";
+    let stored = sqlx::query_scalar(stored).bind(topic).fetch_one(&mut *connection);
+    if stored.await.map_err(FenceError::Read)? {
+        return Ok(false);
+    }
+    // Again, at one moment with the rows: another member may have begun the topic by now.
+    let sql = format!(
+        "select not exists (select from cdc_offset where topic = $1)
+             and (exists (select from {shown} where {SOURCE_LSN} > 0)
+                 or exists (select from {deleted})
+                 or exists (select from cdc_floor where view_name = $2))",
+        shown = quote(&table.name),
+        deleted = deleted_table(table),
+    );
+    let asked = sqlx::query_scalar(&sql).bind(topic).bind(&table.name).fetch_one(connection);
+    asked.await.map_err(FenceError::Read)
+}
 
 /// The fence: the first statement of every batch.
 ///
@@ -245,7 +274,8 @@ pub async fn settled(connection: &mut PgConnection, claims: &[Claim]) -> Result<
     Ok(usize::try_from(count) == Ok(claims.len()))
 }
 
-/// Whether partitions are still ours: their epochs are the ones we acquired, in the current generation.
+/// Whether partitions are still ours: our generation is the current one, also for who has none, and their
+/// epochs are the ones we acquired.
 ///
 /// The fence asks the same with every batch; this is for the time without batches.
 pub async fn still_ours(
@@ -253,12 +283,13 @@ pub async fn still_ours(
     owned: &[(&Partition, i64)],
     generation: Generation,
 ) -> Result<bool, FenceError> {
-    let count: i64 = sqlx::query_scalar(
-        "select count(*)
-         from unnest($1::text[], $2::int[], $3::bigint[]) as c (topic, partition, epoch)
-         join cdc_offset o
-             on o.topic = c.topic and o.partition = c.partition and o.epoch = c.epoch
-         where (select current from public.cdc_generation) = $4",
+    sqlx::query_scalar(
+        "select (select current from public.cdc_generation) = $4
+             and not exists (
+                 select from unnest($1::text[], $2::int[], $3::bigint[]) as c (topic, partition, epoch)
+                 left join cdc_offset o
+                     on o.topic = c.topic and o.partition = c.partition and o.epoch = c.epoch
+                 where o.topic is null)",
     )
     .bind(owned.iter().map(|(partition, _)| partition.topic.as_str()).collect::<Vec<_>>())
     .bind(owned.iter().map(|(partition, _)| partition.number).collect::<Vec<_>>())
@@ -266,8 +297,7 @@ pub async fn still_ours(
     .bind(generation)
     .fetch_one(connection)
     .await
-    .map_err(FenceError::Read)?;
-    Ok(usize::try_from(count) == Ok(owned.len()))
+    .map_err(FenceError::Read)
 }
 
 /// Stored progress of one partition, for people.
@@ -276,6 +306,8 @@ pub struct StoredOffset {
     pub topic: String,
     pub partition: i32,
     pub next_offset: i64,
+    /// Everything below it was read once.
+    pub seen_offset: i64,
     pub epoch: i64,
     pub owner: String,
     /// Seconds since the partition last moved or changed hands.
@@ -285,7 +317,7 @@ pub struct StoredOffset {
 /// All stored offsets of the connection's generation.
 pub async fn stored(connection: &mut PgConnection) -> Result<Vec<StoredOffset>, FenceError> {
     sqlx::query_as(
-        "select topic, partition, next_offset, epoch, owner,
+        "select topic, partition, next_offset, seen_offset, epoch, owner,
              extract(epoch from now() - updated_at)::float8 as idle_seconds
          from cdc_offset
          order by topic, partition",

@@ -1,8 +1,7 @@
 //! What librdkafka calls back: rebalances, statistics, errors, its log. Decides nothing; it notes down what
 //! the session has to act on between two records.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
@@ -27,8 +26,8 @@ pub enum Rebalance {
 pub struct Group {
     board: Board,
     state: Mutex<GroupState>,
-    /// Whether [`GroupState::recreated`] names a topic: asked for every record.
-    recreated: AtomicBool,
+    /// A topic that was deleted and made again while we read it.
+    recreated: OnceLock<String>,
 }
 
 #[derive(Default)]
@@ -36,13 +35,11 @@ struct GroupState {
     rebalances: Vec<Rebalance>,
     /// Nobody is left to carry out a rebalance: follow librdkafka's default.
     closing: bool,
-    /// A topic that was deleted and made again while we read it.
-    recreated: Option<String>,
 }
 
 impl Group {
     pub fn new(board: Board) -> Self {
-        Self { board, state: Mutex::default(), recreated: AtomicBool::new(false) }
+        Self { board, state: Mutex::default(), recreated: OnceLock::new() }
     }
 
     /// Rebalances since the last call, oldest first.
@@ -53,13 +50,11 @@ impl Group {
     /// The topic that is another one than when we began to read it, if there is one. Known before its
     /// first record arrives: librdkafka fetches by topic id, and logs the new id when it learns it.
     pub fn recreated(&self) -> Option<String> {
-        if !self.recreated.load(Ordering::Acquire) {
-            return None;
-        }
-        self.state().recreated.clone()
+        self.recreated.get().cloned()
     }
 
-    /// From now on partitions are given up without asking the pipeline.
+    /// From now on partitions are taken and given up without asking the pipeline: librdkafka does not close
+    /// before it has its answers.
     pub fn close(&self) {
         self.state().closing = true;
     }
@@ -85,8 +80,7 @@ impl ClientContext for Group {
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         if let Some(topic) = recreated_topic(message) {
-            self.state().recreated = Some(topic.to_owned());
-            self.recreated.store(true, Ordering::Release);
+            self.recreated.get_or_init(|| topic.to_owned());
         }
         if level as i32 <= RDKafkaLogLevel::Warning as i32 {
             tracing::warn!(target: "librdkafka", facility, "{message}");
@@ -116,6 +110,11 @@ impl ConsumerContext for Group {
             }
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS if !state.closing => {
                 state.rebalances.push(Rebalance::Revoke(listed));
+            }
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                if let Err(error) = consumer.incremental_assign(partitions) {
+                    tracing::debug!(error = %error, "could not take partitions while closing");
+                }
             }
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
                 if let Err(error) = consumer.incremental_unassign(partitions) {
@@ -148,7 +147,10 @@ fn reached(statistics: &Statistics) -> bool {
     if ours.peek().is_none() {
         return brokers().next().is_some();
     }
-    ours.all(|partition| brokers().any(|broker| broker.nodeid == partition.leader))
+    // A partition that nobody leads names -1, as the address does that the cluster was first asked at.
+    ours.all(|partition| {
+        partition.leader >= 0 && brokers().any(|broker| broker.nodeid == partition.leader)
+    })
 }
 
 /// The topic named by the log line about a topic whose id changed. librdkafka itself goes on with the new
@@ -196,6 +198,7 @@ mod tests {
         check(&[(1, "UP"), (2, "DOWN")], &[(0, 1, "active"), (1, 2, "active")], false);
         check(&[(1, "UP"), (2, "DOWN")], &[(0, 1, "active"), (1, 2, "none")], true);
         check(up, &[(0, -1, "active")], false);
+        check(&[(-1, "UP"), (1, "UP")], &[(0, -1, "active")], false);
         check(up, &[], true);
         check(down, &[], false);
     }

@@ -95,8 +95,8 @@ pub fn outcome(view: &str, outcome: &Outcome) {
 }
 
 /// Counts the record that made the consumer stop.
-pub fn refused(topic: &str) {
-    ::metrics::counter!(RECORDS, "view" => topic.to_owned(), "outcome" => "refused").increment(1);
+pub fn refused(view: &str) {
+    ::metrics::counter!(RECORDS, "view" => view.to_owned(), "outcome" => "refused").increment(1);
 }
 
 pub fn lag(partition: &Partition, records: i64) {

@@ -1,20 +1,19 @@
 //! `cdc-consumer offsets reset`: moves stored offsets, by an operator's hand.
 
 use std::io::Write;
-use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use rdkafka::consumer::{BaseConsumer, Consumer};
 use sqlx::{Connection, PgConnection};
 
 use crate::cli::{ResetSettings, ResetTo};
-use crate::database::Database;
+use crate::database::{self, Database, Generation};
 use crate::fence::{self, StoredOffset};
 use crate::kafka_admin;
 use crate::offsets::Partition;
 use crate::source;
 
-const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
+/// A stored offset, and where it goes: `None` with a partition that the new log does not have.
+type Move<'o> = (&'o StoredOffset, Option<i64>);
 
 /// Moves the offsets of a topic, all of those chosen or none, or shows what would be moved. A new epoch fences
 /// off a running consumer, which then continues at the new offset.
@@ -30,27 +29,10 @@ pub async fn reset(settings: &ResetSettings, out: &mut impl Write) -> anyhow::Re
             stored.iter().map(|offset| format!("{}-{}", offset.topic, offset.partition)).collect();
         bail!("no stored offset matches; stored are: {}", known.join(", "));
     }
-    let client: BaseConsumer = source::client(&settings.kafka)?;
-    let mut moves = Vec::with_capacity(chosen.len());
-    for offset in chosen {
-        let (start, end) = client
-            .fetch_watermarks(&offset.topic, offset.partition, BROKER_TIMEOUT)
-            .with_context(|| format!("could not ask the broker about {}", offset.topic))?;
-        let target = match settings.to {
-            ResetTo::Earliest => start,
-            ResetTo::Latest => end,
-            ResetTo::Offset(target) => target,
-        };
-        ensure!(
-            (start..=end).contains(&target),
-            "{}-{} has records {start} to {end}, offset {target} is outside",
-            offset.topic,
-            offset.partition
-        );
-        moves.push((offset, target));
-    }
-    for (offset, target) in &moves {
-        writeln!(out, "{}-{}: {} -> {target}", offset.topic, offset.partition, offset.next_offset)?;
+    let moves = moves(settings, &chosen)?;
+    for (StoredOffset { topic, partition, next_offset, .. }, target) in &moves {
+        let target = target.map_or("no such partition any more".to_owned(), |it| it.to_string());
+        writeln!(out, "{topic}-{partition}: {next_offset} -> {target}")?;
     }
     if settings.new_log {
         no_letters(&mut connection, &moves).await?;
@@ -59,49 +41,107 @@ pub async fn reset(settings: &ResetSettings, out: &mut impl Write) -> anyhow::Re
         writeln!(out, "nothing was changed; add --execute to do it")?;
         return Ok(());
     }
-    move_all(&mut connection, settings, &moves).await?;
-    let targets = moves.iter().map(|(offset, target)| {
-        (Partition { topic: offset.topic.clone(), number: offset.partition }, *target)
+    let targets = moves.iter().filter_map(|(offset, target)| {
+        let partition = Partition { topic: offset.topic.clone(), number: offset.partition };
+        Some((partition, (*target)?))
     });
+    // First, lest a consumer that starts in between follow the earlier order behind ours.
     let overruled = kafka_admin::overrule(&settings.kafka, &targets.collect::<Vec<_>>()).await;
     overruled.with_context(|| {
         format!(
-            "the offsets were moved, but an earlier reset of group {} with Kafka's tools could not be taken back, \
-             and a consumer that starts would follow that one; stop its members and say this again",
+            "nothing was moved: an earlier reset of group {} with Kafka's tools could not be taken back, and \
+             a consumer that starts would follow that one; stop its members and say this again",
             settings.kafka.consumer_group
         )
-    })
+    })?;
+    move_all(&mut connection, generation, settings, &moves).await.context("nothing was moved")
+}
+
+/// Where the chosen offsets go. Fails where they cannot.
+fn moves<'o>(
+    settings: &ResetSettings,
+    chosen: &[&'o StoredOffset],
+) -> anyhow::Result<Vec<Move<'o>>> {
+    let topic = &settings.topic;
+    let bounds = source::log_bounds(&source::client(&settings.kafka)?, topic)?;
+    ensure!(!bounds.is_empty(), "the broker knows no topic {topic}");
+    let target = |&offset: &&'o StoredOffset| {
+        let StoredOffset { partition, seen_offset, .. } = offset;
+        let Some(&(start, end)) = bounds.get(partition) else {
+            ensure!(
+                settings.new_log,
+                "the broker knows no partition {topic}-{partition}: was the topic made again with fewer? \
+                 --new-log begins it"
+            );
+            return Ok((offset, None));
+        };
+        let target = match settings.to {
+            ResetTo::Earliest => start,
+            ResetTo::Latest => end,
+            ResetTo::Offset(target) => target,
+        };
+        ensure!(
+            (start..=end).contains(&target),
+            "{topic}-{partition} has records {start} to {end}, offset {target} is outside"
+        );
+        let unread = if settings.new_log { start } else { start.max(*seen_offset) };
+        ensure!(
+            target <= unread || settings.skip,
+            "{topic}-{partition}: nobody has read the records from {unread} to {target}; what they change is \
+             lost for the view, and of a snapshot, a TRUNCATE or a tombstone among them for good, since a replay takes \
+             them for repeated; --skip does it all the same"
+        );
+        Ok((offset, Some(target)))
+    };
+    chosen.iter().map(target).collect()
 }
 
 /// All in one transaction, which takes the partitions in the order that batches do.
 async fn move_all(
     connection: &mut PgConnection,
+    generation: Generation,
     settings: &ResetSettings,
-    moves: &[(&StoredOffset, i64)],
+    moves: &[Move<'_>],
 ) -> anyhow::Result<()> {
-    let failed = "could not move the offsets";
-    let mut tx = connection.begin().await.context(failed)?;
+    let mut tx = connection.begin().await?;
     sqlx::query("select from cdc_offset where topic = $1 order by partition for update")
         .bind(&settings.topic)
         .execute(&mut *tx)
-        .await
-        .context(failed)?;
+        .await?;
+    // A rebuild holds these offsets until it has published its own.
+    let published = database::published(&mut tx).await?;
+    ensure!(
+        published == generation,
+        "readers see generation {published} by now, it was {generation}; say it again"
+    );
     if settings.new_log {
         // A batch that was under way may have kept one aside.
         no_letters(&mut tx, moves).await?;
     }
+    // A replay may bring back rows that the newest snapshot did not mention.
+    sqlx::query("update cdc_snapshot set log_ends = null, swept_at = null where topic = $1")
+        .bind(&settings.topic)
+        .execute(&mut *tx)
+        .await?;
     for &(offset, target) in moves {
-        move_to(&mut tx, offset, target, settings.new_log).await.context(failed)?;
+        if let Some(target) = target {
+            move_to(&mut tx, offset, target, settings.new_log).await?;
+        }
     }
-    tx.commit().await.context(failed)
+    // Only now: the others learned from them which life of the source is the newest.
+    for (StoredOffset { topic, partition, .. }, _) in moves.iter().filter(|it| it.1.is_none()) {
+        sqlx::query("delete from cdc_offset where topic = $1 and partition = $2")
+            .bind(topic)
+            .bind(partition)
+            .execute(&mut *tx)
+            .await?;
+    }
+    Ok(tx.commit().await?)
 }
 
 /// Fails while dead letters of these partitions are open: they have offsets of the old log, which would be taken for
 /// places in the new one.
-async fn no_letters(
-    connection: &mut PgConnection,
-    moves: &[(&StoredOffset, i64)],
-) -> anyhow::Result<()> {
+async fn no_letters(connection: &mut PgConnection, moves: &[Move<'_>]) -> anyhow::Result<()> {
     let Some((StoredOffset { topic, .. }, _)) = moves.first() else { return Ok(()) };
     let count: i64 = sqlx::query_scalar(
         "select count(*) from cdc_dead_letter where topic = $1 and partition = any($2)",
@@ -120,9 +160,8 @@ async fn no_letters(
     Ok(())
 }
 
-/// A new epoch fences off whoever owns the partition. A replay may bring back rows that the newest
-/// snapshot did not mention, so it is swept again. In a new log nothing was seen yet, and it begins in
-/// the newest life of the source.
+/// A new epoch fences off whoever owns the partition. In a new log nothing was seen yet, and it begins in
+/// the newest life of the source: a key may come through another partition than before.
 async fn move_to(
     connection: &mut PgConnection,
     offset: &StoredOffset,
@@ -130,10 +169,7 @@ async fn move_to(
     new_log: bool,
 ) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "with swept_again as (
-             update cdc_snapshot set log_ends = null, swept_at = null where topic = $1
-         )
-         update cdc_offset
+        "update cdc_offset
          set
              next_offset = $3,
              epoch = epoch + 1,
@@ -149,7 +185,9 @@ async fn move_to(
                  when $4 then coalesce(
                      (
                          select jsonb_build_object('0', max(e.value::int))
-                         from jsonb_each_text(source_epochs) e
+                         from cdc_offset known
+                         cross join lateral jsonb_each_text(known.source_epochs) e
+                         where known.topic = $1
                          having max(e.value::int) > 0
                      ),
                      '{}')

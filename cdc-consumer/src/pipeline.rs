@@ -80,8 +80,12 @@ pub enum SessionError {
     )]
     Recreated { topic: String },
     #[error(
-        "the broker no longer has the next record of a partition; restart to see which and why"
+        "nothing is stored of topic {topic}, but {table} shows changes, of another topic or of offsets that \
+         were removed, and positions of two topics do not compare; build the views from it with \
+         `cdc-consumer rebuild` (--generation with a number that none has yet, if one is left from before)"
     )]
+    AnotherTopic { topic: String, table: String },
+    #[error("the broker no longer has the record that a partition was to be read from")]
     Hole(#[source] rdkafka::error::KafkaError),
     #[error(
         "the fence held a batch back: somebody else owns a partition, another generation was published, or the \

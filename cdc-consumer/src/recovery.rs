@@ -103,9 +103,12 @@ pub fn of_session(error: &SessionError) -> Recovery {
         | SessionError::Ahead { .. }
         | SessionError::OtherLog { .. }
         | SessionError::Recreated { .. }
-        | SessionError::Hole { .. } => Recovery::Halt,
+        | SessionError::AnotherTopic { .. } => Recovery::Halt,
         SessionError::TableChanged(_) => Recovery::Restart,
-        SessionError::Fenced
+        // What is left of the log, the next session asks before it reads: only if the record read last is gone
+        // alone, it goes on.
+        SessionError::Hole { .. }
+        | SessionError::Fenced
         | SessionError::WriterStuck
         | SessionError::WriterDied
         | SessionError::Stopped => Recovery::Retry,

@@ -42,7 +42,8 @@ impl RecordFetcher {
         Self { config }
     }
 
-    /// The record at an offset; `None` when the broker no longer has it (compacted meanwhile).
+    /// The record at an offset; `None` when the broker no longer has it (compacted meanwhile, or removed by
+    /// retention).
     pub async fn fetch(
         &self,
         partition: &Partition,
@@ -67,7 +68,12 @@ fn fetch(
     let deadline = std::time::Instant::now() + REQUEST_TIMEOUT / 2;
     while std::time::Instant::now() < deadline {
         let Some(message) = consumer.poll(Duration::from_millis(200)) else { continue };
-        let message = message?;
+        let message = match message {
+            Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)) => {
+                return Ok(None);
+            }
+            other => other?,
+        };
         let found = message.offset() == offset;
         let bytes = |bytes: Option<&[u8]>| bytes.map(<[u8]>::to_vec);
         return Ok(found.then(|| (bytes(message.key()), bytes(message.payload()))));

@@ -162,22 +162,18 @@ impl Session {
     fn poll(&mut self) -> Result<(), SessionError> {
         let consumer = Arc::clone(&self.consumer);
         for _ in 0..POLL_ROUND {
-            match consumer.poll(Duration::ZERO) {
+            let at_hand = consumer.poll(Duration::ZERO);
+            let at_rest = at_hand.is_none();
+            let polled = at_hand.or_else(|| {
+                self.writers.iter_mut().for_each(WriterLink::hand_over_at_rest);
+                consumer.poll(self.poll_wait())
+            });
+            match polled {
                 Some(Ok(message)) => self.take(&source::record(&message), || message.detach())?,
                 Some(Err(error)) => self.on_poll_error(&error)?,
-                None => {
-                    self.writers.iter_mut().for_each(WriterLink::hand_over_at_rest);
-                    match consumer.poll(self.poll_wait()) {
-                        Some(Ok(message)) => {
-                            self.take(&source::record(&message), || message.detach())?;
-                        }
-                        Some(Err(error)) => self.on_poll_error(&error)?,
-                        None => {}
-                    }
-                    return Ok(());
-                }
+                None => {}
             }
-            if self.full() {
+            if at_rest || self.full() {
                 break;
             }
         }
@@ -255,7 +251,7 @@ impl Session {
 
     fn decode(&mut self, record: &Record<'_>) -> Result<Decoded, SessionError> {
         self.same_topics()?;
-        let Self { decoder, owned, writers, .. } = self;
+        let Self { decoder, owned, writers, views, .. } = self;
         let wanted = PartitionRef { topic: record.topic, number: record.partition };
         // A record of a partition given up meanwhile belongs to its next owner.
         let Some((partition, owned)) = owned.get_key_value_mut(&wanted) else {
@@ -274,7 +270,8 @@ impl Session {
         let Some(writer) = writers.get_mut(owned.writer) else { return Ok(Decoded::Taken) };
         let decoded = decoder.decode(record, partition, &mut owned.progress, &mut writer.building);
         decoded.map_err(|error| {
-            metrics::refused(record.topic);
+            let view = views.iter().find(|view| view.spec.topic == record.topic);
+            metrics::refused(view.map_or(record.topic, |view| &view.spec.table));
             error.into()
         })
     }

@@ -1,6 +1,7 @@
 //! What is wrong with a pipe is said before the consumer meets it.
 
-use cdc_consumer::cli::Command;
+use cdc_consumer::cli::{Cli, Command};
+use clap::Parser;
 
 use crate::harness::World;
 use crate::harness::consumer::{Consumer, command};
@@ -104,4 +105,27 @@ async fn the_newest_record_of_each_partition_is_looked_at() {
     assert_says(&printed, "wrong", &["-2 @ 0 would be kept aside: "]);
     assert!(printed.contains("the newest of 1 partitions fits its table"), "{printed}");
     assert!(error.is_some(), "{printed}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_status_tells_the_lag_of_all_partitions_that_the_broker_knows() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    feed.send(&world, &Users::default().puts(1..=3)).await;
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    // Of a topic that is gone, and asked about first.
+    world.sql("insert into cdc_offset (topic, partition, next_offset) values ('a', 0, 7)").await;
+    let database =
+        format!("--consumer-database-url={}", world.consumer_url(&world.database_address()));
+    let brokers = format!("--kafka-brokers={}", world.brokers);
+    let arguments = ["cdc-consumer", "status", "--json", &database, &brokers];
+    let Command::Status(settings) = Cli::parse_from(arguments).command else { panic!("a status") };
+    let mut out = Vec::new();
+    cdc_consumer::status::status(&settings, &mut out).await.expect("a status");
+    let report: serde_json::Value = serde_json::from_slice(&out).expect("JSON");
+    let lags: Vec<_> =
+        report["partitions"].as_array().expect("a list").iter().map(|it| &it["lag"]).collect();
+    assert_eq!(lags, [&serde_json::Value::Null, &0.into()], "{report}");
 }

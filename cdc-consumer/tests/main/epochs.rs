@@ -1,9 +1,11 @@
 //! A source that was restored: its LSNs begin again lower.
 
+use crate::check::check;
 use crate::harness::World;
 use crate::harness::consumer::Consumer;
 use crate::harness::feed::{Event, Feed};
 use crate::harness::source::{Users, user_feed, user_views};
+use crate::rebuild::rebuild;
 use crate::snapshots::{snapshot, swept};
 
 /// A restored source's changes are not stale, though their LSNs are lower than all before.
@@ -97,6 +99,40 @@ async fn a_partition_without_records_learns_the_new_life_of_the_source_too() {
     send(&[(&users.truncate(), 0)]).await;
     send(&[(&users.put(3), 1)]).await;
     world.shows("user_view", &users.as_view()).await;
+    consumer.stop().await;
+}
+
+/// The connector was set up anew under another name, after the source had been restored: the new topic knows of
+/// one life of the source, at lower LSNs than the rows show.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_of_another_topic_halt_the_consumer_and_a_rebuild_shows_the_new_one() {
+    let world = World::new().await;
+    let old = user_feed(&world, 1).await;
+    let mut users = Users::after(900);
+    old.send(&world, &users.puts(1..=3)).await;
+    users.lsn = 492;
+    old.send(&world, &users.snapshot()).await;
+    let consumer = Consumer::start(&world, &user_views(&old.topic), &[]);
+    world.drained(&old.topic, 1).await;
+    consumer.stop().await;
+
+    let new = user_feed(&world, 1).await;
+    let views = user_views(&new.topic);
+    users.delete(3);
+    users.put(2);
+    let events = users.snapshot();
+    new.send(&world, &events).await;
+    let says = format!("nothing is stored of topic {}, but user_view shows changes", new.topic);
+    let error = Consumer::start(&world, &views, &[]).failure().await;
+    assert!(error.contains(&says) && error.contains("`cdc-consumer rebuild`"), "{error}");
+    let (printed, _) = check(&world, &views).await;
+    assert!(printed.contains(&says), "{printed}");
+
+    // What the message tells an operator to do.
+    rebuild(&world, &new, &[]).await.expect("a rebuild");
+    let consumer = Consumer::start(&world, &views, &[]);
+    new.send(&world, &[users.put(4)]).await;
+    world.shows("public.user_view", &users.as_view()).await;
     consumer.stop().await;
 }
 

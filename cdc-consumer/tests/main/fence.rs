@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use cdc_consumer::batch::Claim;
+use cdc_consumer::catalog::Table;
 use cdc_consumer::fence::{self, Answer, Wanted};
 use cdc_consumer::offsets::{Interval, Lineage, Partition, Progress};
 use sqlx::{Connection, PgConnection};
@@ -148,6 +149,30 @@ async fn a_partition_added_to_a_known_topic_begins_in_the_newest_life_of_the_sou
     // A row that moved there is newer than it was, in whatever epoch that has been.
     assert_eq!(acquire(&mut db, 1).await.lineage.newest(), 2);
     assert_eq!(acquire(&mut db, 0).await.lineage.newest(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_view_shows_another_topic_where_changes_are_known_and_nothing_is_stored_of_this_one() {
+    let world = World::new().await;
+    let mut db = world.db().await;
+    let table = Table::read(&mut db, "views_1", "user_view").await.expect("a view");
+    for (done, expected) in [
+        ("insert into user_view (user_id) values (1)", false), // as a migration does
+        ("update user_view set source_lsn = 8", true),
+        ("truncate user_view", false),
+        (
+            "insert into user_view_deleted (user_id, source_epoch, source_lsn) values (1, 0, 8)",
+            true,
+        ),
+        ("truncate user_view_deleted", false),
+        ("insert into cdc_floor values ('user_view', 0, 8)", true),
+        ("insert into cdc_offset (topic, partition, next_offset) values ('other', 0, 0)", true),
+        ("insert into cdc_offset (topic, partition, next_offset) values ('things', 1, 0)", false),
+    ] {
+        world.sql(done).await;
+        let another = fence::shows_another_topic(&mut db, "things", &table).await;
+        assert_eq!(another.expect("an answer"), expected, "{done}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,9 +7,10 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use crate::dead_letters::dead_letters;
 use crate::harness::consumer::{Consumer, Process, total};
-use crate::harness::feed::{Feed, Message};
+use crate::harness::feed::{Event, Feed, Message};
 use crate::harness::source::{Users, user_feed, user_fields, user_views};
 use crate::harness::{SOON, World, wait_until};
+use crate::rebuild::rebuild;
 use crate::replay::offsets_reset;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -45,8 +46,41 @@ async fn records_that_retention_removes_under_a_frozen_consumer_halt_it() {
     feed.send(&world, &users.puts(5..=20)).await;
     world.delete_records(&feed.topic, 0, 17).await;
     process.thaw();
-    process.says("the broker no longer has the next record").await;
+    process.says("the broker's first is 17: 7 records are gone").await;
     assert_eq!(world.next_offset(&feed.topic, 0).await, "10", "nothing was skipped");
+}
+
+/// Retention takes the record read last while a session, which will begin to read there, waits for another
+/// partition.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_whose_next_record_is_left_is_read_on_though_the_one_before_goes() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let views = user_views(&feed.topic);
+    let mut users = Users::default();
+    let consumer = Consumer::start(&world, &views, &[]);
+    let to = |events: Vec<Event>, number| {
+        events.iter().map(|event| feed.message(event).to(number)).collect()
+    };
+    world.send(&feed.topic, to(users.puts(1..=10), 0)).await;
+    world.send(&feed.topic, to(users.puts(11..=20), 1)).await;
+    world.drained(&feed.topic, 2).await;
+    consumer.stop().await;
+    world.send(&feed.topic, to(users.puts(1..=5), 0)).await;
+    let mut owner = world.db().await;
+    let lock = "begin; select from cdc_offset where partition = 1 for update";
+    sqlx::raw_sql(lock).execute(&mut owner).await.expect("a lock");
+    let consumer = Consumer::start(&world, &views, &[]);
+    wait_until("the first partition to be taken over", SOON, || async {
+        let epoch = world.text("select epoch from cdc_offset where partition = 0").await;
+        if epoch == "2" { Ok(()) } else { Err(epoch) }
+    })
+    .await;
+    world.delete_records(&feed.topic, 0, 10).await;
+    drop(owner);
+    world.drained(&feed.topic, 2).await;
+    world.shows("user_view", &users.as_view()).await;
+    consumer.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -132,6 +166,49 @@ async fn a_new_log_is_not_begun_while_dead_letters_of_the_old_one_are_open() {
     dead_letters(&world, &["drop", &id]).await.expect("dropped");
     begin(&["--execute"]).await.expect("none is left");
     assert_eq!(world.next_offset(&feed.topic, 0).await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_recreated_with_fewer_partitions_is_begun_and_its_views_can_be_rebuilt() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 3).await;
+    let views = user_views(&feed.topic);
+    let mut users = Users::default();
+    feed.send(&world, &users.puts(1..=60)).await;
+    let consumer = Consumer::start(&world, &views, &[]);
+    world.drained(&feed.topic, 3).await;
+    consumer.stop().await;
+    // Of one that goes: its keys come through the one that stays.
+    world.sql("update cdc_offset set source_epochs = '{\"0\": 1}' where partition = 2").await;
+    world.delete_topic(&feed.topic).await;
+    world.create_topic(&feed.topic, 1, &[]).await;
+    let one = users.put(1);
+    world.send(&feed.topic, vec![feed.message(&one).to(0)]).await;
+    let says = "`cdc-consumer offsets reset";
+    let error = Consumer::start(&world, &views, &[]).failure().await;
+    assert!(error.contains(says), "{error}");
+    let refused = rebuild(&world, &feed, &[]).await.expect_err("another log").to_string();
+    assert!(refused.contains("the views that readers see have read up to"), "{refused}");
+    assert!(refused.contains(says), "{refused}");
+
+    // What the messages tell an operator to do.
+    let refused = offsets_reset(&world, &["--topic", &feed.topic, "--execute"]).await;
+    let refused = refused.expect_err("not without saying so").to_string();
+    assert!(refused.contains("--new-log begins it"), "{refused}");
+    let arguments = ["--topic", &feed.topic, "--new-log", "--execute"];
+    let said = offsets_reset(&world, &arguments).await.expect("a reset");
+    assert!(said.contains("-> no such partition any more"), "{said}");
+    let known = "select string_agg(partition || ': ' || source_epochs, ', ') from cdc_offset";
+    assert_eq!(world.text(known).await, "0: {\"0\": 1}");
+    let consumer = Consumer::start(&world, &views, &[]);
+    let snapshot = users.snapshot();
+    let snapshot = snapshot.iter().map(|event| feed.message(event).to(0));
+    world.send(&feed.topic, snapshot.collect()).await;
+    world.drained(&feed.topic, 1).await;
+    world.shows("user_view", &users.as_view()).await;
+    rebuild(&world, &feed, &[]).await.expect("a rebuild");
+    world.shows("views_2.user_view", &users.as_view()).await;
+    consumer.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

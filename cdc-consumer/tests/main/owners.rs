@@ -7,6 +7,7 @@ use crate::harness::feed::Feed;
 use crate::harness::proxy::{Mode, Proxy};
 use crate::harness::source::{Users, user_feed, user_views};
 use crate::harness::{SOON, World, wait_until};
+use crate::rebuild::{in_generation, rebuild};
 
 async fn applied_by_another(world: &World, feed: &Feed, users: &Users) {
     let rows = users.as_view();
@@ -215,6 +216,35 @@ async fn a_member_that_cannot_give_its_partitions_up_joins_anew() {
     feed.send(&world, &users.puts(10..=30)).await;
     applied_by_another(&world, &feed, &users).await;
     world.counts_are_right().await;
+}
+
+/// Here its topic does not exist yet; another member may have them all as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_without_partitions_follows_to_the_generation_that_is_published() {
+    let world = World::new().await;
+    let member = Consumer::start(&world, &user_views(&format!("{}_none", world.name)), &[]);
+    member.complains("waiting for topic").await;
+    let next = migrate::Generation::new(2).expect("a number");
+    migrate::views(&world.admin_url(), next).await.expect("a second generation");
+    migrate::publish(&world.admin_url(), next).await.expect("readers see it");
+    in_generation(&member, 2).await;
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_without_records_leaves_a_generation_that_is_dropped_at_once() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    feed.send(&world, &users.puts(1..=5)).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    world.drained(&feed.topic, 1).await;
+    rebuild(&world, &feed, &[]).await.expect("a rebuild");
+    migrate::drop_generation(&world.admin_url(), migrate::Generation::FIRST).await.expect("unused");
+    in_generation(&consumer, 2).await;
+    feed.send(&world, &[users.put(1)]).await;
+    world.shows("public.user_view", &users.as_view()).await;
+    consumer.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

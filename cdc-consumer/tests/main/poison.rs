@@ -213,6 +213,51 @@ async fn a_dead_letter_read_again_stays_one_and_its_key_stays_parked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_record_that_retention_removed_meanwhile_is_kept_aside_without_its_bytes() {
+    let world = World::new().await;
+    let (feed, views) = notes(&world, 1).await;
+    let consumer = Consumer::start(&world, &views, &[]);
+    consumer.joined().await;
+    let mut db = world.db().await;
+    let lock = "begin; lock table note in share mode";
+    sqlx::raw_sql(lock).execute(&mut db).await.expect("a lock");
+    feed.send(&world, &[Event::new("c", 8, note(1, "too long for five", 1))]).await;
+    world.session_shows("wait_event_type = 'Lock'").await;
+    world.delete_records(&feed.topic, 0, 1).await;
+    drop(db);
+    world.drained(&feed.topic, 1).await;
+    let letters = world.dead_letters().await;
+    assert!(letters.len() == 1 && letters[0].starts_with("refused 1: "), "{letters:?}");
+    let bytes = "select count(*) from cdc_dead_letter where record_value is not null";
+    assert_eq!(world.text(bytes).await, "0");
+    consumer.stop().await;
+}
+
+/// An index over rows holds a third of a page at most.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_whose_key_no_index_holds_is_kept_aside_and_its_changes_behind_it() {
+    let world = World::new().await;
+    world.view("create table page (url text primary key, size int)", "page").await;
+    let fields = json!([{"name": "url", "type": "string"}, {"name": "size", "type": "int"}]);
+    let feed = Feed::new(&world, 1, &fields, &["url"]).await;
+    let views = format!("[[view]]\ntopic = '{}'\ntable = 'page'\n", feed.topic);
+    // No compression makes it fit.
+    let long: String = (0..600).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect();
+    let page = |url: &str, size: i64| json!({"url": url, "size": size});
+    let consumer = Consumer::start(&world, &views, &[]);
+    let rows = [page("a", 1), page(&long, 1), page(&long, 2), page("a", 2)];
+    for (lsn, row) in (1..).zip(&rows) {
+        feed.send(&world, &[Event::new("u", 8 * lsn, row.clone())]).await;
+        world.drained(&feed.topic, 1).await; // a batch of its own
+    }
+    world.shows("page", &[page("a", 2)]).await;
+    let letters = world.dead_letters().await;
+    let reasons: Vec<_> = letters.iter().filter_map(|letter| letter.split(' ').next()).collect();
+    assert_eq!(reasons, ["refused", "parked"]);
+    consumer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_bad_records_halts() {
     let world = World::new().await;
     let (feed, views) = notes(&world, 1).await;

@@ -5,7 +5,7 @@ use cdc_consumer::offsets_command;
 use clap::Parser;
 use serde_json::json;
 
-use crate::harness::consumer::{Consumer, total};
+use crate::harness::consumer::{Consumer, Process, total};
 use crate::harness::feed::{Event, Feed};
 use crate::harness::source::{Users, user_feed, user_views};
 use crate::harness::{SOON, World, wait_until};
@@ -165,6 +165,81 @@ async fn a_reset_takes_the_place_of_an_earlier_one_with_kafkas_tools() {
     assert_eq!(total(&consumer.stop().await), 4);
 }
 
+/// Whoever starts in between must not follow the earlier one behind the later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_with_kafkas_tools_is_taken_back_before_another_moves_anything() {
+    let world = World::new().await;
+    let (feed, _, _) = history(&world, 1).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    world.reset_group(&feed.topic, 1, 0).await;
+    let mut db = world.db().await;
+    let lock = "begin; select from cdc_offset for update";
+    sqlx::raw_sql(lock).execute(&mut db).await.expect("a lock");
+    let taken_back = async {
+        wait_until("our mark", SOON, || async {
+            let (offset, mark) = world.committed(&feed.topic, 0).await;
+            if mark.is_empty() { Err(format!("{offset:?}")) } else { Ok(()) }
+        })
+        .await;
+        sqlx::raw_sql("rollback").execute(&mut db).await.expect("it can go on");
+    };
+    let arguments = ["--topic", &feed.topic, "--to", "7", "--execute"];
+    let (moved, ()) = tokio::join!(offsets_reset(&world, &arguments), taken_back);
+    moved.expect("a reset");
+    assert_eq!(world.next_offset(&feed.topic, 0).await, "7");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_of_views_that_a_rebuild_replaces_meanwhile_moves_nothing() {
+    let world = World::new().await;
+    let (feed, _, events) = history(&world, 1).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    let mut swap = world.db().await;
+    let lock = "begin; select from cdc_offset for update";
+    sqlx::raw_sql(lock).execute(&mut swap).await.expect("a lock");
+    let swapped = async {
+        world.session_shows("wait_event_type = 'Lock'").await;
+        let publish = "update public.cdc_generation set current = 2; commit";
+        sqlx::raw_sql(publish).execute(&mut swap).await.expect("another generation");
+    };
+    let arguments = ["--topic", &feed.topic, "--execute"];
+    let (moved, ()) = tokio::join!(offsets_reset(&world, &arguments), swapped);
+    let refused = format!("{:#}", moved.expect_err("nobody sees these views"));
+    assert!(refused.contains("readers see generation 2 by now"), "{refused}");
+    assert_eq!(world.next_offset(&feed.topic, 0).await, events.len().to_string());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_jump_over_records_that_nobody_read_has_to_be_asked_for_and_is_said() {
+    let world = World::new().await;
+    let (feed, mut users, events) = history(&world, 1).await;
+    let views = user_views(&feed.topic);
+    let consumer = Consumer::start(&world, &views, &[]);
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    feed.send(&world, &users.puts(1..=5)).await;
+    let (seen, end) = (events.len(), events.len() + 5);
+
+    let latest = ["--topic", &feed.topic, "--to", "latest", "--execute"];
+    let refused = offsets_reset(&world, &latest).await.expect_err("a jump").to_string();
+    assert!(refused.contains(&format!("records from {seen} to {end}")), "{refused}");
+    assert_eq!(world.next_offset(&feed.topic, 0).await, seen.to_string());
+    offsets_reset(&world, &[&latest[..], &["--skip"]].concat()).await.expect("a jump");
+    assert_eq!(world.next_offset(&feed.topic, 0).await, end.to_string());
+    // Back to what nobody read is no jump.
+    let back = ["--topic", &feed.topic, "--to", &seen.to_string(), "--execute"];
+    offsets_reset(&world, &back).await.expect("a reset");
+
+    let end = i64::try_from(end).expect("few");
+    world.reset_group(&feed.topic, 1, end).await;
+    let process = Process::start(&world, &views, 1, &[]);
+    process.says("records from there on are jumped over").await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reset_mends_one_with_kafkas_tools_to_records_that_are_gone() {
     let world = World::new().await;
@@ -256,7 +331,7 @@ async fn a_reset_sticks_when_the_consumer_dies_right_after_it() {
         .execute(&mut db)
         .await
         .expect("a lock");
-    let process = crate::harness::consumer::Process::start(&world, &views, 1, &[]);
+    let process = Process::start(&world, &views, 1, &[]);
     wait_until("the reset to be taken over", SOON, || async {
         match world.next_offset(&feed.topic, 0).await.as_str() {
             "0" => Ok(()),

@@ -131,8 +131,9 @@ async fn each_partition_of_a_views_table_is_swept_to_its_last_page() {
     // Two rows a page: more pages than are swept at once.
     let rows =
         "insert into part select n, repeat('x', 4000), 0, 8 from generate_series(10, 4200) n";
-    world.sql(rows).await;
     let consumer = Consumer::start(&world, &views, &[]);
+    consumer.joined().await;
+    world.sql(rows).await;
     let row = json!({"id": 1, "name": "one"});
     let last = Event { snapshot: "last", ..Event::new("r", 800, row.clone()) };
     feed.send(&world, &[last]).await;
