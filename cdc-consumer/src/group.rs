@@ -53,8 +53,7 @@ impl Group {
         self.recreated.get().cloned()
     }
 
-    /// From now on partitions are taken and given up without asking the pipeline: librdkafka does not close
-    /// before it has its answers.
+    /// From now on partitions are given up without asking the pipeline.
     pub fn close(&self) {
         self.state().closing = true;
     }
@@ -110,11 +109,6 @@ impl ConsumerContext for Group {
             }
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS if !state.closing => {
                 state.rebalances.push(Rebalance::Revoke(listed));
-            }
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
-                if let Err(error) = consumer.incremental_assign(partitions) {
-                    tracing::debug!(error = %error, "could not take partitions while closing");
-                }
             }
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
                 if let Err(error) = consumer.incremental_unassign(partitions) {
