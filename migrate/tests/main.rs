@@ -359,14 +359,12 @@ async fn changed_columns_replace_the_thin_view_and_dependants_stop_that_whole() 
     fresh.drop().await;
 }
 
-/// The newest migration is tried again and changes a column of a view that readers see.
+/// A migration (0011, which makes a procedure) is tried again and changes a column of a view that readers see.
 #[tokio::test]
 async fn a_migration_that_a_published_column_does_not_let_through_says_to_build_the_views_anew() {
     let fresh = post_database().await;
     let mut db = fresh.connect().await;
-    let undo = "delete from views_1._sqlx_migrations
-        where version = (select max(version) from views_1._sqlx_migrations)";
-    run(&mut db, undo).await;
+    run(&mut db, "delete from views_1._sqlx_migrations where version = 11").await;
     for change in ["alter column author_id type text", "drop column author_id"] {
         let also = format!(
             "create or replace function public.also() returns event_trigger language plpgsql
