@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 use secrecy::SecretString;
-use service::telemetry::LogFormat;
+use service::telemetry::{LogFilter, LogFormat};
 
 /// How to reach Kafka, and as whom.
 #[derive(Debug, Clone, Args)]
@@ -148,7 +148,7 @@ pub struct LimitSettings {
 pub struct LogSettings {
     /// Which log lines to write, for example `info,cdc_consumer=debug`
     #[arg(long, env = "RUST_LOG", default_value = "info,sqlx=error", global = true)]
-    pub log_filter: String,
+    pub log_filter: LogFilter,
 
     /// text or json
     #[arg(long, env = "LOG_FORMAT", default_value_t = LogFormat::Text, global = true)]

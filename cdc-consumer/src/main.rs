@@ -10,19 +10,13 @@ use cdc_consumer::config::RunSettings;
 use cdc_consumer::{
     admin, check, dead_letters, metrics, offsets_command, pipeline, rebuild, status, verify,
 };
-use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
+use clap::Parser;
 use service::health::Readiness;
 use service::{server, shutdown, telemetry};
 
 #[tokio::main(worker_threads = 2)]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Err(error) = telemetry::init("cdc-consumer", cli.log.log_format, &cli.log.log_filter) {
-        // It cannot be logged.
-        let text = telemetry::chain(&error);
-        Cli::command().error(ErrorKind::ValueValidation, text).exit();
-    }
     match execute(cli).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -33,6 +27,7 @@ async fn main() -> ExitCode {
 }
 
 async fn execute(cli: Cli) -> anyhow::Result<()> {
+    telemetry::init("cdc-consumer", cli.log.log_format, &cli.log.log_filter)?;
     match cli.command {
         Command::Run(settings) => run(&settings).await,
         Command::Check(settings) => check::check(&settings, &mut stdout()).await,

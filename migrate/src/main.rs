@@ -4,8 +4,7 @@ mod settings;
 
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
+use clap::Parser;
 use migrate::Generation;
 use service::telemetry;
 
@@ -14,11 +13,6 @@ use crate::settings::{Command, PostDatabase, Settings, UserDatabase};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let settings = Settings::parse();
-    if let Err(error) = telemetry::init("migrate", settings.log_format, &settings.log_filter) {
-        // It cannot be logged.
-        let text = telemetry::chain(&error);
-        Settings::command().error(ErrorKind::ValueValidation, text).exit();
-    }
     match run(settings).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -29,6 +23,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(settings: Settings) -> anyhow::Result<()> {
+    telemetry::init("migrate", settings.log_format, &settings.log_filter)?;
     let passwords = settings.passwords.read();
     match settings.command {
         Command::All { users: UserDatabase { user_url }, posts: PostDatabase { post_url } } => {

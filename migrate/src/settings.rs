@@ -1,7 +1,7 @@
 use clap::{Args, Parser, Subcommand};
 use migrate::{Generation, Passwords};
 use secrecy::{ExposeSecret, SecretString};
-use service::telemetry::LogFormat;
+use service::telemetry::{LogFilter, LogFormat};
 
 /// Creates and updates databases, roles, tables, publications and views.
 ///
@@ -22,7 +22,7 @@ pub(crate) struct Settings {
 
     /// What is logged, as a directive list.
     #[arg(long, env = "RUST_LOG", default_value = "info,sqlx=warn", global = true)]
-    pub(crate) log_filter: String,
+    pub(crate) log_filter: LogFilter,
 }
 
 #[derive(Debug, Subcommand)]

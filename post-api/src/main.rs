@@ -4,8 +4,7 @@ mod settings;
 
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
+use clap::Parser;
 use service::{database, heartbeat, metrics, server, shutdown, telemetry};
 
 use crate::settings::Settings;
@@ -16,13 +15,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let settings = Settings::parse();
-    if let Err(error) = telemetry::init("post-api", settings.log_format, &settings.log_filter) {
-        // It cannot be logged.
-        let text = telemetry::chain(&error);
-        Settings::command().error(ErrorKind::ValueValidation, text).exit();
-    }
-    match run(settings).await {
+    match run(Settings::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = %telemetry::chain(error.as_ref()), "post-api failed");
@@ -32,6 +25,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(settings: Settings) -> anyhow::Result<()> {
+    telemetry::init("post-api", settings.log_format, &settings.log_filter)?;
     let metrics = metrics::install(&[])?;
     let shutdown = shutdown::token()?;
     let pool = database::pool("post-api", &settings.database_url, settings.connections.get())?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use secrecy::SecretString;
-use service::telemetry::LogFormat;
+use service::telemetry::{LogFilter, LogFormat};
 
 /// The post service: REST in front of the table `posts` and of the views of users.
 #[derive(Debug, Parser)]
@@ -33,5 +33,5 @@ pub(crate) struct Settings {
 
     /// What is logged, as a directive list.
     #[arg(long, env = "RUST_LOG", default_value = "info,sqlx=warn")]
-    pub(crate) log_filter: String,
+    pub(crate) log_filter: LogFilter,
 }

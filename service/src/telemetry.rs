@@ -11,13 +11,14 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
 /// Installs the process-wide log subscriber and logs one line that names the process.
 ///
-/// `filter` is a directive list such as `info,sqlx=warn`. Logs go to standard error, so that
-/// what a command prints on standard output stays clean.
-pub fn init(name: &'static str, format: LogFormat, filter: &str) -> Result<(), TelemetryError> {
-    let env_filter = EnvFilter::try_new(filter)
-        .map_err(|source| TelemetryError::Filter { filter: filter.to_owned(), source })?;
+/// Logs go to standard error, so that what a command prints on standard output stays clean.
+pub fn init(
+    name: &'static str,
+    format: LogFormat,
+    filter: &LogFilter,
+) -> Result<(), TelemetryError> {
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(env_filter)
+        .with_env_filter(filter.parse()?)
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
     match format {
@@ -60,6 +61,27 @@ impl fmt::Display for LogFormat {
     }
 }
 
+/// Which lines are logged: a directive list such as `info,sqlx=warn`, known to be one.
+#[derive(Clone, Debug)]
+pub struct LogFilter(String);
+
+impl LogFilter {
+    fn parse(&self) -> Result<EnvFilter, TelemetryError> {
+        let Self(filter) = self;
+        EnvFilter::try_new(filter)
+            .map_err(|reason| TelemetryError::Filter { filter: filter.clone(), reason })
+    }
+}
+
+impl FromStr for LogFilter {
+    type Err = TelemetryError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let filter = Self(text.to_owned());
+        filter.parse().map(|_| filter)
+    }
+}
+
 /// Why logs could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
@@ -70,12 +92,12 @@ pub enum TelemetryError {
         format: String,
     },
     /// The filter is not a directive list.
-    #[error("log filter {filter:?} could not be read")]
+    #[error("log filter {filter:?} could not be read: {reason}")]
     Filter {
         /// What was given.
         filter: String,
-        /// The parser's complaint.
-        source: ParseError,
+        /// The parser's complaint, in the message: arguments are reported without what is behind it.
+        reason: ParseError,
     },
     /// A subscriber is installed already.
     #[error("log subscriber could not be installed")]

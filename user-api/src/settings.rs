@@ -3,7 +3,7 @@ use std::num::NonZeroU32;
 
 use clap::Parser;
 use secrecy::SecretString;
-use service::telemetry::LogFormat;
+use service::telemetry::{LogFilter, LogFormat};
 
 /// The user service: REST in front of the table `users`.
 #[derive(Debug, Parser)]
@@ -27,5 +27,5 @@ pub(crate) struct Settings {
 
     /// What is logged, as a directive list.
     #[arg(long, env = "RUST_LOG", default_value = "info,sqlx=warn")]
-    pub(crate) log_filter: String,
+    pub(crate) log_filter: LogFilter,
 }
