@@ -230,7 +230,7 @@ impl Decoder {
             return Ok(Decoded::Taken);
         };
         let entry = Entry { action: Action::Erase, position, ..Entry::at(claim, record.offset) };
-        if let Err(error) = view_batch.add(entry, |row| plan.write(key.body, || true, row)) {
+        if let Err(error) = view_batch.add(entry, |row| plan.write_key(key.body, row)) {
             self.refuse(record, view, partition, None, &error.into(), batch);
         }
         Ok(Decoded::Taken)
@@ -337,7 +337,7 @@ impl Decoder {
             let key_plan = self.key_plan(view, key.schema_id);
             let folded = view_batch.add(entry, |row| {
                 if let Some(key_plan) = key_plan {
-                    key_plan.write(key.body, || true, row)?;
+                    key_plan.write_key(key.body, row)?;
                 }
                 match (action, envelope.after) {
                     (Action::Upsert, Some(after)) => Ok(plan.row.write(after, whole, row)?),
@@ -379,7 +379,7 @@ impl Decoder {
         let mut alone = Batch::new([self.views.get(view)?.shape()]);
         let view = alone.views.first_mut()?;
         let entry = Entry::at(0, 0);
-        view.add(entry, |row| plan.write(key.body, || true, row)).ok()?;
+        view.add(entry, |row| plan.write_key(key.body, row)).ok()?;
         view.entries().first().map(|entry| view.key_text(entry))
     }
 }
