@@ -16,6 +16,9 @@ use crate::source;
 /// Next offsets by partition.
 pub(crate) type Offsets = BTreeMap<Partition, i64>;
 
+/// First and next offset of each partition's log.
+type Bounds = BTreeMap<Partition, (i64, i64)>;
+
 /// What there is to see at one moment.
 pub(crate) struct Look {
     /// Where the logs end.
@@ -43,6 +46,26 @@ pub(crate) fn reached(built: &Offsets, wanted: &Offsets) -> bool {
     behind(built, wanted).is_empty()
 }
 
+fn ends(bounds: &Bounds) -> Offsets {
+    bounds.iter().map(|(partition, (_, end))| (partition.clone(), *end)).collect()
+}
+
+/// Fails where readers see more than a log ever held: it is another log, and nothing built from it shows as
+/// much.
+fn same_logs(shown: &Offsets, bounds: &Bounds) -> anyhow::Result<()> {
+    for (partition, next) in shown {
+        let end = bounds.get(partition).map_or(0, |(_, end)| *end);
+        ensure!(
+            *next <= end,
+            "{partition}: the views that readers see have read up to {next}, but the broker's log ends at \
+             {end}: the topic was made again or its log cut; begin the new log with `cdc-consumer offsets reset \
+             --topic {} --new-log --execute`, then say this again",
+            partition.topic
+        );
+    }
+    Ok(())
+}
+
 /// Looks at the broker and the database.
 pub(crate) struct Observer {
     client: Arc<BaseConsumer>,
@@ -64,8 +87,7 @@ impl Observer {
     }
 
     pub(crate) async fn look(&mut self) -> anyhow::Result<Look> {
-        let ends = self.bounds().await?;
-        let ends = ends.into_iter().map(|(partition, (_, end))| (partition, end)).collect();
+        let ends = ends(&self.bounds().await?);
         let built = self.built().await?;
         let published = self.published().await?;
         // Somebody who published another may have dropped the one that this asks.
@@ -73,20 +95,32 @@ impl Observer {
         Ok(Look { ends, built, published, unswept })
     }
 
-    /// Fails where a log does not reach back to what was built: rows that did not change since would be
-    /// missing from the new views. So it does where what was built stood still for longer than the topics
-    /// remember what was deleted: the rows would be back.
-    pub(crate) async fn logs_suffice(
+    /// Fails where the logs are not those that readers see views of, or cannot give what is still to be built.
+    pub(crate) async fn check_logs(
         &mut self,
         from_cut_log: bool,
         deleted_keys_kept: Duration,
     ) -> anyhow::Result<()> {
-        let generation = self.place.generation;
+        // In this order: the views go on, and so does the log.
+        let shown = self.stored(self.place.published).await?;
         let bounds = self.bounds().await?;
+        same_logs(&shown, &bounds)?;
+        self.logs_suffice(&bounds, from_cut_log, deleted_keys_kept).await
+    }
+
+    /// Fails where a log does not reach back to what was built: rows that did not change since would be
+    /// missing from the new views. So it does where what was built stood still for longer than the topics
+    /// remember what was deleted: the rows would be back.
+    async fn logs_suffice(
+        &mut self,
+        bounds: &Bounds,
+        from_cut_log: bool,
+        deleted_keys_kept: Duration,
+    ) -> anyhow::Result<()> {
+        let generation = self.place.generation;
         let built = self.built().await?;
-        let mut ends = Offsets::new();
-        for (partition, (start, end)) in bounds {
-            match built.get(&partition) {
+        for (partition, &(start, _)) in bounds {
+            match built.get(partition) {
                 Some(&next) => ensure!(
                     next >= start,
                     "{partition}: generation {generation} was built up to record {next}, the broker's first is \
@@ -100,10 +134,9 @@ impl Observer {
                      (docs/operations.md), then say --from-cut-log"
                 ),
             }
-            ends.insert(partition, end);
         }
         ensure!(
-            reached(&built, &ends) || !self.stood_still(deleted_keys_kept).await?,
+            reached(&built, &ends(bounds)) || !self.stood_still(deleted_keys_kept).await?,
             "generation {generation} has been standing still for longer than {} (CONSUMER_DELETED_KEYS_KEPT): the \
              topics may not tell any more which of its rows were deleted since; drop it (`migrate drop --generation \
              {generation}`) and say it again without its number",
@@ -157,30 +190,11 @@ impl Observer {
         Ok(())
     }
 
-    /// Fails where readers see more than a log ever held: it is another log, and nothing built from it shows as
-    /// much.
-    pub(crate) async fn same_logs(&mut self) -> anyhow::Result<()> {
-        // In this order: the views go on, and so does the log.
-        let shown = self.stored(self.place.published).await?;
-        let bounds = self.bounds().await?;
-        for (partition, next) in shown {
-            let end = bounds.get(&partition).map_or(0, |(_, end)| *end);
-            ensure!(
-                next <= end,
-                "{partition}: the views that readers see have read up to {next}, but the broker's log ends at \
-                 {end}: the topic was made again or its log cut; begin the new log with `cdc-consumer offsets reset \
-                 --topic {} --new-log --execute`, then say this again",
-                partition.topic
-            );
-        }
-        Ok(())
-    }
-
     /// First and next offset of all partitions.
-    async fn bounds(&self) -> anyhow::Result<BTreeMap<Partition, (i64, i64)>> {
+    async fn bounds(&self) -> anyhow::Result<Bounds> {
         let (client, topics) = (Arc::clone(&self.client), self.topics.clone());
         let asked = tokio::task::spawn_blocking(move || {
-            let mut all = BTreeMap::new();
+            let mut all = Bounds::new();
             for topic in topics {
                 for (number, bounds) in source::log_bounds(&client, &topic)? {
                     all.insert(Partition { topic: topic.clone(), number }, bounds);

@@ -71,8 +71,7 @@ pub async fn rebuild(
     let database = Database::new(&settings.database.consumer_database_url)?;
     let topics: Vec<String> = specs.iter().map(|spec| spec.topic.clone()).collect();
     let mut observer = Observer::new(&kafka, database.clone(), place, topics.clone())?;
-    observer.same_logs().await?;
-    observer.logs_suffice(settings.from_cut_log, settings.limits.deleted_keys_kept).await?;
+    observer.check_logs(settings.from_cut_log, settings.limits.deleted_keys_kept).await?;
     let tables: Vec<String> = specs.iter().map(|spec| spec.table.clone()).collect();
     observer.all_declared(&tables).await?;
     tracing::info!(generation = %new, before = %old, "building the views");
