@@ -60,14 +60,12 @@ impl DeadLetter {
     }
 }
 
-/// What a [`DeadLetter`] is read from.
+/// What a [`DeadLetter`] is read from,
 const COLUMNS: &str = "
     id, view_name, topic, partition, record_offset, reason, error, schema_id,
-    quarantined_at::text as quarantined_at, chunk_lsn, key_text, record_key, record_value";
-/// ... where nobody asks for the record: all of them together may be large.
-const LISTED: &str = "
-    id, view_name, topic, partition, record_offset, reason, error, schema_id,
     quarantined_at::text as quarantined_at";
+/// and its record, where somebody asks for it: all of them together may be large.
+const RECORD: &str = "chunk_lsn, key_text, record_key, record_value";
 
 /// Letters of one key; see [`of_key`].
 const OF_KEY: &str = "id = $1 or (view_name = $2 and key_text = $3)";
@@ -84,7 +82,7 @@ pub async fn execute(command: &DeadLettersCommand, out: &mut impl Write) -> anyh
 
 async fn list(settings: &DeadLetterSettings, out: &mut impl Write) -> anyhow::Result<()> {
     let (_, _, mut connection) = connect(&settings.database).await?;
-    let sql = format!("select {LISTED} from cdc_dead_letter order by id");
+    let sql = format!("select {COLUMNS} from cdc_dead_letter order by id");
     let letters: Vec<DeadLetter> = sqlx::query_as(&sql)
         .fetch_all(&mut connection)
         .await
@@ -162,7 +160,7 @@ async fn retry(settings: &RetrySettings, out: &mut impl Write) -> anyhow::Result
     let mut decoder = Decoder::new(Arc::clone(&views));
     // Nobody asks the registry while the batches of the topic wait.
     let letter = find(&mut connection, settings.id).await?;
-    let sql = format!("select {COLUMNS} from cdc_dead_letter where {OF_KEY}");
+    let sql = format!("select {COLUMNS}, {RECORD} from cdc_dead_letter where {OF_KEY}");
     let letters = of_key(&mut connection, sql, &letter).await;
     let letters = letters.context("could not read the dead letters")?;
     learn_schemas(&letters, &registry, &mut decoder, &mut Batch::new(shapes())).await?;
@@ -301,7 +299,7 @@ async fn begin_sweep_anew(
 }
 
 async fn find(connection: &mut PgConnection, id: i64) -> anyhow::Result<DeadLetter> {
-    let sql = format!("select {COLUMNS} from cdc_dead_letter where id = $1");
+    let sql = format!("select {COLUMNS}, {RECORD} from cdc_dead_letter where id = $1");
     let letter = sqlx::query_as(&sql)
         .bind(id)
         .fetch_optional(connection)
@@ -344,7 +342,7 @@ async fn take_with_followers(
     // Where partitions were added since, offsets of two of them tell no order: the key came to that one first
     // which had the first letter.
     let sql = format!(
-        "with taken as (delete from cdc_dead_letter where {OF_KEY} returning {COLUMNS})
+        "with taken as (delete from cdc_dead_letter where {OF_KEY} returning {COLUMNS}, {RECORD})
          select * from taken
          order by min(id) over (partition by taken.partition), partition, record_offset"
     );
