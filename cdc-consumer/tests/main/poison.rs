@@ -23,6 +23,14 @@ fn note(id: i64, title: &str, size: i64) -> Json {
     json!({"id": id, "title": title, "size": size})
 }
 
+/// A refused record of this key is kept aside, and one that waits behind it.
+async fn one_waits_behind_another(world: &World, key: &str) {
+    let letters = world.dead_letters().await;
+    assert_eq!(letters.len(), 2, "{letters:?}");
+    assert!(letters[0].starts_with(&format!("refused {key}: ")), "{letters:?}");
+    assert!(letters[1].starts_with(&format!("parked {key}: ")), "{letters:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_bad_record_in_ten_thousand_leaves_the_others_applied() {
     let world = World::new().await;
@@ -44,10 +52,7 @@ async fn one_bad_record_in_ten_thousand_leaves_the_others_applied() {
     feed.send(&world, &[later.put(77_777), users.put(1)]).await;
     world.drained(&feed.topic, 4).await;
     world.shows("user_view", &users.as_view()).await;
-    let letters = world.dead_letters().await;
-    assert_eq!(letters.len(), 2, "{letters:?}");
-    assert!(letters[0].starts_with("refused 77777: "), "{letters:?}");
-    assert!(letters[1].starts_with("parked 77777: "), "{letters:?}");
+    one_waits_behind_another(&world, "77777").await;
     let whole = "select count(*) from cdc_dead_letter
         where record_key is not null and record_value is not null and schema_id is not null";
     assert_eq!(world.text(whole).await, "2", "bytes and schema are kept");
@@ -86,10 +91,7 @@ async fn a_change_waits_behind_a_refused_record_of_its_own_batch() {
     world.send(&feed.topic, messages).await;
     let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
     world.drained(&feed.topic, 1).await;
-    let letters = world.dead_letters().await;
-    assert_eq!(letters.len(), 2, "{letters:?}");
-    assert!(letters[0].starts_with("refused 7: "), "{letters:?}");
-    assert!(letters[1].starts_with("parked 7: "), "{letters:?}");
+    one_waits_behind_another(&world, "7").await;
     world.shows("user_view", &users.as_view()).await;
     consumer.stop().await;
 }
@@ -106,10 +108,7 @@ async fn a_change_waits_behind_a_record_whose_value_names_no_schema() {
     world.send(&feed.topic, vec![nothing, waits, feed.message(&users.put(8))]).await;
     let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
     world.drained(&feed.topic, 1).await;
-    let letters = world.dead_letters().await;
-    assert_eq!(letters.len(), 2, "{letters:?}");
-    assert!(letters[0].starts_with("refused 7: "), "{letters:?}");
-    assert!(letters[1].starts_with("parked 7: "), "{letters:?}");
+    one_waits_behind_another(&world, "7").await;
     world.shows("user_view", &users.as_view()).await;
     consumer.stop().await;
 }
