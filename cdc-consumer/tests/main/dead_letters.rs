@@ -227,10 +227,9 @@ async fn a_retry_with_no_row_to_keep_a_value_from_leaves_the_dead_letter() {
 async fn a_retry_waits_for_a_row_that_another_transaction_adds_and_keeps_the_newer() {
     let (world, _feed, views, consumer) = kept_aside().await;
     widen(&world).await;
-    let mut other = world.db().await;
-    let add = "begin; insert into note (id, title, source_epoch, source_lsn)
+    let add = "insert into note (id, title, source_epoch, source_lsn)
         select 2, 'newest', source_epoch, 1000000 from note where id = 1";
-    sqlx::raw_sql(add).execute(&mut other).await.unwrap();
+    let mut other = world.holding(add).await;
     let commit = async {
         world.session_shows("wait_event_type = 'Lock'").await;
         sqlx::raw_sql("commit").execute(&mut other).await.unwrap();
@@ -318,10 +317,8 @@ async fn dead_letters_are_listed_shown_and_dropped_with_their_key() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_that_waited_for_a_drop_parks_nothing_behind_what_is_gone() {
     let (world, feed, _views, consumer) = kept_aside().await;
-    let mut dropping = world.db().await;
-    let drop =
-        "begin; select from views_1.cdc_offset for update; delete from views_1.cdc_dead_letter";
-    sqlx::raw_sql(drop).execute(&mut dropping).await.unwrap();
+    let drop = "select from cdc_offset for update; delete from cdc_dead_letter";
+    let mut dropping = world.holding(drop).await;
     feed.send(&world, &[Event::new("u", 4, note(2, "fits"))]).await;
     world.session_shows("wait_event_type = 'Lock'").await;
     sqlx::raw_sql("commit").execute(&mut dropping).await.unwrap();

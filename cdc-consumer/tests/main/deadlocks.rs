@@ -130,9 +130,7 @@ async fn writers_of_keys_that_only_postgresql_finds_equal_take_turns() {
     let consumer = Consumer::start(&world, &views, &["--writers=4"]);
     world.drained(&feed.topic, 4).await;
 
-    let mut db = world.db().await;
-    let lock = "begin; select from views_1.loose for update";
-    sqlx::raw_sql(lock).execute(&mut db).await.expect("a lock");
+    let db = world.holding("select from views_1.loose for update").await;
     let (first, message) = put(0, 2, 0);
     world.send(&feed.topic, vec![message]).await;
     world.session_shows("wait_event = 'transactionid'").await;

@@ -67,9 +67,7 @@ async fn a_log_whose_next_record_is_left_is_read_on_though_the_one_before_goes()
     world.drained(&feed.topic, 2).await;
     consumer.stop().await;
     world.send(&feed.topic, to(users.puts(1..=5), 0)).await;
-    let mut owner = world.db().await;
-    let lock = "begin; select from cdc_offset where partition = 1 for update";
-    sqlx::raw_sql(lock).execute(&mut owner).await.expect("a lock");
+    let owner = world.holding("select from cdc_offset where partition = 1 for update").await;
     let consumer = Consumer::start(&world, &views, &[]);
     wait_until("the first partition to be taken over", SOON, || async {
         let epoch = world.text("select epoch from cdc_offset where partition = 0").await;

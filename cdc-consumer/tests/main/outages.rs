@@ -51,9 +51,7 @@ async fn a_batch_whose_answer_never_comes_is_applied_after_all() {
     let mut users = Users::default();
     let (consumer, proxy) = at_rest(&world, &feed, &mut users).await;
     // Our lock keeps the batch inside its transaction until nobody hears the server any more.
-    let mut db = world.db().await;
-    let lock = "begin; select from user_view where user_id = 7 for update";
-    sqlx::raw_sql(lock).execute(&mut db).await.expect("a lock");
+    let db = world.holding("select from user_view where user_id = 7 for update").await;
     feed.send(&world, &users.puts(1..=20)).await;
     world.session_shows("wait_event_type = 'Lock'").await;
     proxy.silence();
@@ -213,9 +211,7 @@ async fn shows_open_letters(address: SocketAddr, count: &str) {
 async fn a_database_that_does_not_say_where_the_views_are_is_asked_again() {
     let world = World::new().await;
     let feed = user_feed(&world, 1).await;
-    let mut db = world.db().await;
-    let lock = "begin; lock table public.cdc_generation in access exclusive mode";
-    sqlx::raw_sql(lock).execute(&mut db).await.expect("a lock");
+    let db = world.holding("lock table public.cdc_generation in access exclusive mode").await;
     let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
     consumer.complains("session: the database did not answer").await;
     drop(db);

@@ -37,9 +37,7 @@ async fn a_consumer_stopped_inside_its_transaction_blocks_nobody_for_long() {
     world.drained(&feed.topic, 2).await;
 
     // Our lock lets the zombie in as far as its rows, then it is frozen with the fence passed.
-    let mut db = world.db().await;
-    let lock = "begin; select from user_view where user_id = 7 for update";
-    sqlx::raw_sql(lock).execute(&mut db).await.expect("a lock");
+    let db = world.holding("select from user_view where user_id = 7 for update").await;
     feed.send(&world, &users.puts(1..=20)).await;
     world.session_shows("wait_event_type = 'Lock'").await;
     zombie.freeze().await;
@@ -89,9 +87,8 @@ async fn owned_by_another(partitions: &str) -> (World, Feed, Users, PgConnection
     world.drained(&feed.topic, 2).await;
     first.stop().await;
 
-    let mut owner = world.db().await;
-    let lock = format!("begin; select from cdc_offset where {partitions} for update");
-    sqlx::raw_sql(&lock).execute(&mut owner).await.expect("a lock");
+    let lock = format!("select from cdc_offset where {partitions} for update");
+    let owner = world.holding(&lock).await;
     (world, feed, users, owner)
 }
 

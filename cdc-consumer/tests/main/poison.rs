@@ -217,9 +217,7 @@ async fn a_refused_record_that_retention_removed_meanwhile_is_kept_aside_without
     let (feed, views) = notes(&world, 1).await;
     let consumer = Consumer::start(&world, &views, &[]);
     consumer.joined().await;
-    let mut db = world.db().await;
-    let lock = "begin; lock table note in share mode";
-    sqlx::raw_sql(lock).execute(&mut db).await.expect("a lock");
+    let db = world.holding("lock table note in share mode").await;
     feed.send(&world, &[Event::new("c", 8, note(1, "too long for five", 1))]).await;
     world.session_shows("wait_event_type = 'Lock'").await;
     world.delete_records(&feed.topic, 0, 1).await;

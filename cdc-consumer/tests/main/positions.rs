@@ -111,9 +111,8 @@ async fn rows_that_another_transaction_adds_meanwhile_show_the_newest_change() {
             from user_view where user_id = 1"
         )
     };
-    let mut other = world.db().await;
-    let rows = format!("begin; {}; {}", add(2, "source_lsn"), add(3, "source_lsn + 1000000"));
-    sqlx::raw_sql(&rows).execute(&mut other).await.unwrap();
+    let rows = format!("{}; {}", add(2, "source_lsn"), add(3, "source_lsn + 1000000"));
+    let mut other = world.holding(&rows).await;
     feed.send(&world, &users.puts(2..=4)).await;
     world.session_shows("wait_event_type = 'Lock'").await;
     sqlx::raw_sql("commit").execute(&mut other).await.unwrap();

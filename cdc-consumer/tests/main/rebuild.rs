@@ -68,10 +68,7 @@ async fn somebody_waits_for(world: &World, relation: &str) {
 async fn hold_second_generation(world: &World) -> PgConnection {
     let generation = migrate::Generation::new(2).expect("a number");
     migrate::views(&world.admin_url(), generation).await.expect("a second generation");
-    let mut db = world.db().await;
-    let lock = "begin; lock table views_2.cdc_offset in exclusive mode";
-    sqlx::raw_sql(lock).execute(&mut db).await.expect("a lock");
-    db
+    world.holding("lock table views_2.cdc_offset in exclusive mode").await
 }
 
 /// What a reader sees: the version of each user.

@@ -174,9 +174,7 @@ async fn a_reset_with_kafkas_tools_is_taken_back_before_another_moves_anything()
     world.drained(&feed.topic, 1).await;
     consumer.stop().await;
     world.reset_group(&feed.topic, 1, 0).await;
-    let mut db = world.db().await;
-    let lock = "begin; select from cdc_offset for update";
-    sqlx::raw_sql(lock).execute(&mut db).await.expect("a lock");
+    let mut db = world.holding("select from cdc_offset for update").await;
     let taken_back = async {
         wait_until("our mark", SOON, || async {
             let (offset, mark) = world.committed(&feed.topic, 0).await;
@@ -198,9 +196,7 @@ async fn a_reset_of_views_that_a_rebuild_replaces_meanwhile_moves_nothing() {
     let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
     world.drained(&feed.topic, 1).await;
     consumer.stop().await;
-    let mut swap = world.db().await;
-    let lock = "begin; select from cdc_offset for update";
-    sqlx::raw_sql(lock).execute(&mut swap).await.expect("a lock");
+    let mut swap = world.holding("select from cdc_offset for update").await;
     let swapped = async {
         world.session_shows("wait_event_type = 'Lock'").await;
         let publish = "update public.cdc_generation set current = 2; commit";
@@ -326,11 +322,7 @@ async fn a_reset_sticks_when_the_consumer_dies_right_after_it() {
     world.reset_group(&feed.topic, 1, 0).await;
     world.sql("delete from user_view").await;
     // A lock on a row keeps the first batch of the replay from committing; then the process dies.
-    let mut db = world.db().await;
-    sqlx::raw_sql("begin; lock table user_view_deleted in access exclusive mode")
-        .execute(&mut db)
-        .await
-        .expect("a lock");
+    let db = world.holding("lock table user_view_deleted in access exclusive mode").await;
     let process = Process::start(&world, &views, 1, &[]);
     wait_until("the reset to be taken over", SOON, || async {
         match world.next_offset(&feed.topic, 0).await.as_str() {

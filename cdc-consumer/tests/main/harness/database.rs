@@ -22,6 +22,14 @@ impl World {
         done.unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
+    /// A connection that holds in a transaction what this locks or writes.
+    pub(crate) async fn holding(&self, sql: &str) -> PgConnection {
+        let mut db = self.db().await;
+        let held = sqlx::raw_sql(&format!("begin; {sql}")).execute(&mut db).await;
+        held.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        db
+    }
+
     /// One value as text.
     pub(crate) async fn text(&self, sql: &str) -> String {
         let sql = format!("select coalesce(({sql})::text, 'null')");
