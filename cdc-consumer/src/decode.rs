@@ -156,7 +156,12 @@ impl Decoder {
         let prefixed = match self.split_value(record, view, value) {
             Ok(prefixed) => prefixed,
             Err(error) => {
-                if let Some(schema_id) = self.prepare_key(view, record)? {
+                // Later changes of the key must wait; a key that is no better than the value tells none.
+                let key = match error {
+                    WireError::IdInHeaders => Ok(None),
+                    _ => self.prepare_key(view, record),
+                };
+                if let Ok(Some(schema_id)) = key {
                     return Ok(Decoded::NeedsSchema(schema_id));
                 }
                 batch.claim(partition, progress, record.anchor());

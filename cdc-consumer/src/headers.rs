@@ -3,6 +3,8 @@
 use rdkafka::Message;
 use rdkafka::message::{BorrowedMessage, Headers, OwnedMessage};
 
+use crate::source::if_text;
+
 /// A record's headers. They are asked seldom: librdkafka reads them anew each time and allocates for it,
 /// even where there are none.
 pub trait RecordHeaders: std::fmt::Debug {
@@ -45,7 +47,9 @@ impl RecordHeaders for OwnedMessage {
 }
 
 fn any(message: &impl Message, is: impl Fn(&str) -> bool) -> bool {
-    message.headers().is_some_and(|headers| headers.iter().any(|header| is(header.key)))
+    message.headers().is_some_and(|headers| {
+        (0..headers.count()).any(|index| if_text(|| is(headers.get(index).key)).unwrap_or(false))
+    })
 }
 
 /// Apicurio's converter names the schema in a header when it leaves the prefix out.

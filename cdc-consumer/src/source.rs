@@ -178,10 +178,14 @@ pub(crate) fn requested<C: ConsumerContext>(
     Ok(requested)
 }
 
-/// Another program's metadata need not be text; the binding panics then.
+/// Another program's metadata need not be text.
 fn carries_marker(element: &TopicPartitionListElem<'_>) -> bool {
-    let read = std::panic::AssertUnwindSafe(|| !element.metadata().is_empty());
-    std::panic::catch_unwind(read).unwrap_or(true)
+    if_text(|| !element.metadata().is_empty()).unwrap_or(true)
+}
+
+/// What the binding takes for text, and panics where another program wrote something else.
+pub(crate) fn if_text<T>(read: impl FnOnce() -> T) -> Option<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).ok()
 }
 
 /// Begins to read partitions at the given offsets.
