@@ -2,6 +2,7 @@
 //! [`Applied`].
 
 use sqlx::{Connection, PgConnection};
+use std::collections::HashMap;
 
 use crate::batch::{Batch, Claim};
 use crate::database::Place;
@@ -147,6 +148,7 @@ pub async fn apply(
             faults: vec![],
             outcome: Outcome::default(),
             fallbacks: vec![],
+            wanted: HashMap::new(),
             unfolded: 0,
         };
         work.apply(&mut tx, &parked).await?;
@@ -172,7 +174,7 @@ pub async fn apply(
 /// changes were stale was in the lost answer; they count as applied.
 pub fn settled(batch: &Batch) -> Applied {
     let outcomes = batch.views.iter().enumerate().map(|(index, view)| Outcome {
-        applied: (view.removals().count() + view.entries().len()) as u64 + view.counts.truncations,
+        applied: view.entries().len() as u64 + view.counts.truncations,
         folded: view.counts.folded,
         stale: view.counts.stale,
         ignored: view.counts.ignored,

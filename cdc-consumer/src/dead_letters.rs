@@ -13,6 +13,7 @@ use crate::cli::{DeadLetterChoice, DeadLetterSettings, DeadLettersCommand, Retry
 use crate::config::DatabaseSettings;
 use crate::database::{Database, Generation, Place};
 use crate::decode::{Decoded, Decoder, Record, View};
+use crate::fold::ViewBatch;
 use crate::offsets::{ChunkRow, Lineage, Partition, Progress};
 use crate::pipeline;
 use crate::refetch::RecordFetcher;
@@ -51,7 +52,7 @@ impl DeadLetter {
         self.record_key.is_some() || self.record_value.is_some()
     }
 
-    /// Whether the broker had compacted it away, and one of these letters of its key is a newer state of the row.
+    /// Whether the broker no longer had it, and one of these letters of its key is a newer state of the row.
     fn is_replaced(&self, letters: &[Self]) -> bool {
         let newer = |other: &Self| {
             other.partition == self.partition && other.record_offset > self.record_offset
@@ -188,6 +189,14 @@ async fn retry(settings: &RetrySettings, out: &mut impl Write) -> anyhow::Result
             refused.error
         );
     }
+    let lost = letters.iter().find(|letter| letter.is_replaced(&letters));
+    if let Some(lost) = lost.filter(|_| batch.views.iter().any(ViewBatch::keeps_values)) {
+        bail!(
+            "dead letter {} has no record, and the newer ones of its key lack a long value (TOAST) that it may \
+             have had; write the row again at the source, then try again",
+            lost.id
+        );
+    }
     begin_sweep_anew(&mut tx, &letters).await?;
     // These records were counted when they were kept aside; the offsets stay where they are.
     batch.claims.clear();
@@ -235,8 +244,9 @@ fn decode(
 ) -> anyhow::Result<Decoded> {
     if !letter.has_record() {
         bail!(
-            "dead letter {} has no record: the broker had compacted it away, for a newer one of its key that \
-             has not been read yet; try again when that is kept aside, too",
+            "dead letter {} has no record: it was compacted away, for a newer one of its key, or removed by \
+             retention; try again when a newer one is kept aside, too, or write the row again at the source, \
+             then drop this one",
             letter.id
         );
     }

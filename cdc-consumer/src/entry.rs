@@ -26,6 +26,8 @@ pub struct Entry {
     pub source_time_micros: i64,
     /// The batch holds an insert or a snapshot's read of the row: most likely its key is new to the view.
     pub begins: bool,
+    /// What it replaced; see [`crate::fold::ViewBatch::before`].
+    pub(crate) replaced: Option<u32>,
 }
 
 impl Entry {
@@ -39,6 +41,7 @@ impl Entry {
             offset,
             source_time_micros: 0,
             begins: false,
+            replaced: None,
         }
     }
 }

@@ -1,13 +1,12 @@
 //! The fold: the last change per key. Pure.
 
-use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
 pub use crate::entry::{Action, Entry};
 use crate::offsets::SourcePosition;
-use crate::rows::{CellText, RowId, RowWriter, Rows};
+use crate::rows::{CellText, Omitted, RowId, RowWriter, Rows};
 
 /// What became of a change when it met its batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,25 +39,13 @@ pub struct ViewBatch {
     /// Hash of the key, index of its entry. Kept together, so that growing reads no key again.
     by_key: HashTable<(u64, u32)>,
     hasher: DefaultHashBuilder,
-    /// By the index of an upsert that has not all its values: what removed the row before it. Nothing of that
-    /// row may be kept.
-    removals: BTreeMap<usize, Entry>,
-    replaced: Vec<Replaced>,
+    /// Changes that a newer one replaced. What cannot be applied has not replaced anything.
+    replaced: Vec<Entry>,
     /// Highest position of a TRUNCATE: rows below it go, whatever partition they came from.
     pub truncated_at: Option<SourcePosition>,
     /// The last row of a snapshot of the whole table was met.
     pub snapshot_end: Option<SnapshotEnd>,
     pub counts: Counts,
-}
-
-/// A change that a newer one replaced. What cannot be applied has not replaced anything.
-#[derive(Debug, Clone, Copy)]
-pub struct Replaced {
-    /// The row of the newer one.
-    by: RowId,
-    pub change: Entry,
-    /// The newer one took values from it, which its own record does not have.
-    pub wanted: bool,
 }
 
 /// Records that ended before the database, per view.
@@ -80,7 +67,6 @@ impl ViewBatch {
             entries: Vec::new(),
             by_key: HashTable::new(),
             hasher: DefaultHashBuilder::default(),
-            removals: BTreeMap::new(),
             replaced: Vec::new(),
             truncated_at: None,
             snapshot_end: None,
@@ -96,7 +82,6 @@ impl ViewBatch {
             entries,
             by_key,
             hasher: _,
-            removals,
             replaced,
             truncated_at,
             snapshot_end,
@@ -105,7 +90,6 @@ impl ViewBatch {
         rows.clear();
         entries.clear();
         by_key.clear();
-        removals.clear();
         replaced.clear();
         (*truncated_at, *snapshot_end, *counts) = (None, None, Counts::default());
     }
@@ -115,16 +99,27 @@ impl ViewBatch {
         &self.entries
     }
 
-    /// The removals to make before them.
-    pub fn removals(&self) -> impl Iterator<Item = &Entry> {
-        self.removals.values()
+    /// What an entry replaced, with what that had inherited.
+    pub fn before(&self, entry: &Entry) -> Option<&Entry> {
+        self.replaced.get(entry.replaced? as usize)
     }
 
-    /// What an entry replaced, with what that had inherited; not a removal, which is made anyhow.
-    pub fn before(&self, entry: &Entry) -> Option<&Replaced> {
-        let replaced = self.replaced.iter().rev().find(|replaced| replaced.by == entry.row)?;
-        let removal = self.removals().any(|removal| removal.row == replaced.change.row);
-        (!removal).then_some(replaced)
+    /// What removed the row before an upsert that has not all its values, and must be done before it: nothing of
+    /// that row may be kept.
+    pub fn removal(&self, entry: &Entry) -> Option<Entry> {
+        let changes = std::iter::successors(Some(entry), |entry| self.before(entry));
+        let lacks =
+            |entry: &&Entry| entry.action == Action::Upsert && !self.rows.complete(entry.row);
+        let first = changes.take_while(lacks).last()?;
+        self.before(first).copied()
+    }
+
+    /// Whether an upsert has not all the source's values: the row as it is must have them.
+    pub fn keeps_values(&self) -> bool {
+        let upserts = self.entries.iter().filter(|entry| entry.action == Action::Upsert);
+        upserts
+            .map(|entry| self.rows.omitted(entry.row))
+            .any(|it| matches!(it, Omitted::NotSent(_)))
     }
 
     /// The rows the entries point into.
@@ -135,7 +130,7 @@ impl ViewBatch {
     /// Approximate memory held.
     pub fn byte_count(&self) -> usize {
         let entry = size_of::<Entry>() + size_of::<(u64, u32)>() * 2;
-        let replaced = self.replaced.len() * size_of::<Replaced>();
+        let replaced = self.replaced.len() * size_of::<Entry>();
         self.rows.byte_count() + self.entries.len() * entry + replaced
     }
 
@@ -175,14 +170,13 @@ impl ViewBatch {
     ) -> Result<Folded, E> {
         entry.row = self.rows.push(fill)?;
         let hash = hash_key(&self.hasher, &self.rows, self.key_width, entry.row);
-        let Self { by_key, rows, entries, key_width, removals, .. } = self;
+        let Self { by_key, rows, entries, key_width, .. } = self;
         let found = by_key.find(hash, |(known, index)| {
             let other = entries.get(*index as usize).filter(|_| *known == hash);
             other.is_some_and(|other| same_key(rows, *key_width, entry.row, other.row))
         });
-        let found = found.map(|(_, index)| *index as usize);
-        let Some((index, older)) = found.and_then(|it| Some((it, entries.get_mut(it)?))) else {
-            let index = u32::try_from(entries.len()).expect("a batch has fewer than 2^32 changes");
+        let Some(older) = found.and_then(|(_, index)| entries.get_mut(*index as usize)) else {
+            let index = small(entries.len());
             entries.push(entry);
             by_key.insert_unique(hash, (hash, index), |(hash, _)| *hash);
             return Ok(Folded::New);
@@ -197,7 +191,7 @@ impl ViewBatch {
             // connector may send that very change again, and then it holds.
             older.action = Action::Delete;
             older.offset = entry.offset;
-            self.counts.folded += 1 + u64::from(removals.remove(&index).is_some());
+            self.counts.folded += 1;
             return Ok(Folded::Replaced);
         }
         if older.action != Action::Erase && entry.position < older.position {
@@ -205,25 +199,19 @@ impl ViewBatch {
             self.counts.stale += 1;
             return Ok(Folded::Stale);
         }
-        let upserts = entry.action == Action::Upsert && older.action == Action::Upsert;
-        let wanted = upserts && rows.inherit(entry.row, older.row);
-        entry.begins |= older.begins;
-        let older = std::mem::replace(older, entry);
-        self.replaced.push(Replaced { by: entry.row, change: older, wanted });
-        let (removal, ended) = if older.action == Action::Upsert {
-            (removals.remove(&index), 1)
-        } else {
-            (Some(older), 0)
-        };
-        match removal {
-            Some(removal) if entry.action == Action::Upsert && !rows.complete(entry.row) => {
-                removals.insert(index, removal);
-                self.counts.folded += ended;
-            }
-            superseded => self.counts.folded += ended + u64::from(superseded.is_some()),
+        if entry.action == Action::Upsert && older.action == Action::Upsert {
+            rows.inherit(entry.row, older.row);
         }
+        entry.begins |= older.begins;
+        entry.replaced = Some(small(self.replaced.len()));
+        self.replaced.push(std::mem::replace(older, entry));
+        self.counts.folded += 1;
         Ok(Folded::Replaced)
     }
+}
+
+fn small(number: usize) -> u32 {
+    u32::try_from(number).expect("a batch has fewer than 2^32 changes")
 }
 
 fn hash_key(hasher: &DefaultHashBuilder, rows: &Rows, key_width: usize, row: RowId) -> u64 {
@@ -267,12 +255,18 @@ mod tests {
         added.expect("infallible");
     }
 
-    /// Folds `(key, value, action, lsn)` and returns what is left, with the counts.
-    fn fold(changes: &[(&str, Option<&str>, Action, i64)]) -> (Vec<String>, Counts) {
+    /// A batch of `(key, value, action, lsn)`.
+    fn folded(changes: &[(&str, Option<&str>, Action, i64)]) -> ViewBatch {
         let mut view = ViewBatch::new(1, 2);
         for (offset, change) in (0..).zip(changes) {
             add(&mut view, offset, *change);
         }
+        view
+    }
+
+    /// What is left of it, with the counts.
+    fn fold(changes: &[(&str, Option<&str>, Action, i64)]) -> (Vec<String>, Counts) {
+        let view = folded(changes);
         let left = view.entries().iter().map(|entry| {
             let value = view.rows().cell(entry.row, 1);
             format!("{:?} {} {value:?} @{}", entry.action, view.key_text(entry), entry.position.lsn)
@@ -350,45 +344,37 @@ mod tests {
     #[test]
     fn no_value_is_kept_from_a_row_that_was_removed_in_between() {
         use Action::{Delete, Erase, Upsert};
-        let check = |changes: &[(&str, Option<&str>, Action, i64)], removals: &[(Action, i64)]| {
-            let mut view = ViewBatch::new(1, 2);
-            for &(key, value, action, lsn) in changes {
-                add(&mut view, 0, (key, value, action, lsn));
-            }
-            let left = view.removals().map(|entry| (entry.action, entry.position.lsn));
-            assert_eq!(left.collect::<Vec<_>>(), removals);
-            let ended = view.entries().len() + removals.len();
-            assert_eq!(view.counts.folded, (changes.len() - ended) as u64, "each ends once");
+        let check = |changes: &[_], removal: Option<(Action, i64)>| {
+            let view = folded(changes);
+            let found = view.entries().first().and_then(|newest| view.removal(newest));
+            assert_eq!(found.map(|entry| (entry.action, entry.position.lsn)), removal);
         };
         let (gone, kept) = (("1", None, Delete, 1), ("1", None, Upsert, 2));
-        check(&[gone, kept], &[(Delete, 1)]);
-        check(&[("1", Some("a"), Upsert, 0), gone, kept, ("1", None, Upsert, 3)], &[(Delete, 1)]);
-        check(&[("1", None, Erase, 1), kept], &[(Erase, 1)]);
-        check(&[gone, kept, ("1", Some("b"), Upsert, 3)], &[]);
-        check(&[gone, kept, ("1", None, Delete, 3)], &[]);
-        check(&[gone, kept, ("1", None, Erase, 3)], &[]);
-        check(&[gone, ("1", Some("b"), Upsert, 2)], &[]);
+        let removed = Some((Delete, 1));
+        check(&[gone, kept], removed);
+        check(&[("1", Some("a"), Upsert, 0), gone, kept, ("1", None, Upsert, 3)], removed);
+        check(&[("1", None, Erase, 1), kept], Some((Erase, 1)));
+        check(&[gone, kept, ("1", Some("b"), Upsert, 3)], None);
+        check(&[gone, ("1", Some("b"), Upsert, 2), ("1", None, Upsert, 3)], None);
+        check(&[kept], None);
+        check(&[gone, kept, ("1", None, Delete, 3)], None);
+        check(&[gone], None);
     }
 
     #[test]
-    fn a_change_is_known_with_what_it_replaced_but_for_removals_that_are_made() {
+    fn a_change_is_known_with_what_it_replaced() {
         use Action::{Delete, Upsert};
-        let check = |changes: &[(&str, Option<&str>, Action, i64)], expected: &[(i64, bool)]| {
-            let mut view = ViewBatch::new(1, 2);
-            for &(key, value, action, lsn) in changes {
-                add(&mut view, 0, (key, value, action, lsn));
-            }
+        let check = |changes: &[_], expected: &[i64]| {
+            let view = folded(changes);
             let newest = view.entries().first().and_then(|entry| view.before(entry));
-            let left = std::iter::successors(newest, |before| view.before(&before.change));
-            let left = left.map(|before| (before.change.position.lsn, before.wanted));
-            assert_eq!(left.collect::<Vec<_>>(), expected);
+            let left = std::iter::successors(newest, |before| view.before(before));
+            assert_eq!(left.map(|before| before.position.lsn).collect::<Vec<_>>(), expected);
         };
-        let (first, kept) = (("1", Some("a"), Upsert, 1), ("1", None, Upsert, 4));
-        let (other, next) = (("2", Some("b"), Upsert, 2), ("1", Some("c"), Upsert, 3));
+        let (first, other) = (("1", Some("a"), Upsert, 1), ("2", Some("b"), Upsert, 2));
+        let next = ("1", Some("c"), Upsert, 3);
         check(&[first, other], &[]);
-        check(&[first, other, next, kept], &[(3, true), (1, false)]);
-        check(&[first, ("1", None, Delete, 2), next], &[(2, false), (1, false)]);
-        check(&[first, ("1", None, Delete, 2), kept], &[]);
+        check(&[first, other, next, ("1", None, Upsert, 4)], &[3, 1]);
+        check(&[first, ("1", None, Delete, 2), next], &[2, 1]);
     }
 
     #[test]

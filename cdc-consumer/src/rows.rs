@@ -5,10 +5,25 @@ use crate::convert::Cell;
 /// Where a cell's text lies, or why there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Slot {
-    Null,
+    Null { inherited: bool },
     Keep,
     Absent,
-    Text { start: u32, end: u32 },
+    Text { start: u32, end: u32, inherited: bool },
+}
+
+impl Slot {
+    /// The same value in a later row, if it is one.
+    fn passed_on(self) -> Self {
+        match self {
+            Self::Null { .. } => Self::Null { inherited: true },
+            Self::Text { start, end, .. } => Self::Text { start, end, inherited: true },
+            Self::Keep | Self::Absent => self,
+        }
+    }
+
+    fn is_inherited(self) -> bool {
+        matches!(self, Self::Null { inherited: true } | Self::Text { inherited: true, .. })
+    }
 }
 
 /// Rows of one width. Appending a row allocates nothing but room in two vectors.
@@ -38,7 +53,7 @@ pub enum Omitted {
 }
 
 /// A row number in its [`Rows`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct RowId(u32);
 
 impl Rows {
@@ -88,7 +103,7 @@ impl Rows {
         let newest = self.slots.get(slot_start..).unwrap_or_default();
         let text_start = newest.iter().filter_map(|slot| match slot {
             Slot::Text { start, .. } => Some(*start as usize),
-            Slot::Null | Slot::Keep | Slot::Absent => None,
+            Slot::Null { .. } | Slot::Keep | Slot::Absent => None,
         });
         if let Some(text_start) = text_start.min() {
             self.text.truncate(text_start);
@@ -99,10 +114,10 @@ impl Rows {
     /// One cell.
     pub fn cell(&self, row: RowId, column: usize) -> CellText<'_> {
         match self.slots.get(row.0 as usize * self.width + column) {
-            Some(Slot::Text { start, end }) => {
+            Some(Slot::Text { start, end, .. }) => {
                 CellText::Text(self.text.get(*start as usize..*end as usize).unwrap_or_default())
             }
-            Some(Slot::Null) => CellText::Null,
+            Some(Slot::Null { .. }) => CellText::Null,
             Some(Slot::Absent) => CellText::Absent,
             Some(Slot::Keep) | None => CellText::Keep,
         }
@@ -125,20 +140,30 @@ impl Rows {
         if kept { Omitted::NotSent(columns) } else { Omitted::Unknown(columns) }
     }
 
-    /// Fills the cells that `newer` keeps with those of `older`: together they are one later row. Returns whether
-    /// it kept any.
-    pub fn inherit(&mut self, newer: RowId, older: RowId) -> bool {
-        let older = self.slots_of(older).to_vec();
-        let start = newer.0 as usize * self.width;
-        let slots = self.slots.get_mut(start..start + self.width).unwrap_or_default();
-        let mut kept = false;
-        for (slot, inherited) in slots.iter_mut().zip(older) {
-            if matches!(slot, Slot::Keep | Slot::Absent) && inherited != Slot::Absent {
-                *slot = inherited;
-                kept = true;
+    /// Fills the cells that `newer` keeps with those of `older`, a row before it: together they are one later row.
+    pub fn inherit(&mut self, newer: RowId, older: RowId) {
+        let start = |row: RowId| row.0 as usize * self.width;
+        let split = self.slots.split_at_mut_checked(start(newer));
+        let (before, after) = split.unwrap_or_default();
+        let older = before.get(start(older)..).unwrap_or_default();
+        for (slot, inherited) in after.iter_mut().zip(older).take(self.width) {
+            if matches!(slot, Slot::Keep | Slot::Absent) && *inherited != Slot::Absent {
+                *slot = inherited.passed_on();
             }
         }
-        kept
+    }
+
+    /// The columns whose values a row has from rows before it.
+    pub fn inherited(&self, row: RowId) -> Vec<usize> {
+        let slots = self.slots_of(row).iter().enumerate();
+        slots.filter(|(_, slot)| slot.is_inherited()).map(|(column, _)| column).collect()
+    }
+
+    /// Takes off the columns that a row has a value of its own for. Returns whether there were any.
+    pub fn provides(&self, row: RowId, columns: &mut Vec<usize>) -> bool {
+        let (slots, wanted) = (self.slots_of(row), columns.len());
+        columns.retain(|column| slots.get(*column).is_some_and(|slot| slot.is_inherited()));
+        columns.len() < wanted
     }
 
     fn slots_of(&self, row: RowId) -> &[Slot] {
@@ -170,8 +195,11 @@ impl RowWriter<'_> {
         let offset = |length: usize| u32::try_from(length).expect("a batch's text is below 4 GiB");
         let start = self.text.len();
         let slot = match write(self.text)? {
-            Cell::Text => Slot::Text { start: offset(start), end: offset(self.text.len()) },
-            Cell::Null => Slot::Null,
+            Cell::Text => {
+                let (start, end) = (offset(start), offset(self.text.len()));
+                Slot::Text { start, end, inherited: false }
+            }
+            Cell::Null => Slot::Null { inherited: false },
             Cell::Keep => Slot::Keep,
             Cell::Absent => Slot::Absent,
         };
@@ -215,13 +243,23 @@ mod tests {
     }
 
     #[test]
-    fn a_later_row_inherits_what_it_keeps() {
-        let mut rows = Rows::new(2);
-        let older = push(&mut rows, &[Some("1"), Some("long")]);
-        let newer = push(&mut rows, &[Some("1")]);
-        assert!(rows.inherit(newer, older));
-        assert_eq!(rows.cell(newer, 1), CellText::Text("long"));
-        assert!(!rows.inherit(newer, older), "it has all its values");
+    fn a_later_row_inherits_what_it_keeps_and_knows_from_whom() {
+        let mut rows = Rows::new(3);
+        let first = push(&mut rows, &[Some("1"), Some("long"), None]);
+        let second = push(&mut rows, &[Some("1")]);
+        let third = push(&mut rows, &[Some("1"), Some("longer")]);
+        let fourth = push(&mut rows, &[Some("1")]);
+        for (newer, older) in [(second, first), (third, second), (fourth, third)] {
+            rows.inherit(newer, older);
+        }
+        assert_eq!(rows.cell(second, 1), CellText::Text("long"));
+        assert_eq!(rows.cell(fourth, 1), CellText::Text("longer"));
+        assert_eq!(rows.cell(fourth, 2), CellText::Null);
+        let mut wanted = rows.inherited(fourth);
+        assert_eq!(wanted, [1, 2]);
+        let provide = |row: RowId| rows.provides(row, &mut wanted);
+        assert_eq!([third, second, first].map(provide), [true, false, true]);
+        assert_eq!(wanted, [0; 0]);
     }
 
     #[test]

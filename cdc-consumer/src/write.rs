@@ -1,7 +1,7 @@
 //! The rows of one view's part in a batch, inside the batch's transaction.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use sqlx::{Connection, PgConnection, PgTransaction, Row};
 
@@ -10,7 +10,7 @@ use crate::batch::Claim;
 use crate::copy;
 use crate::fold::{Action, Entry, ViewBatch};
 use crate::quarantine::{self, Fault};
-use crate::rows::{CellText, Omitted};
+use crate::rows::{CellText, Omitted, RowId};
 use crate::sql::Statements;
 
 /// One kind of statement over some entries of a view.
@@ -60,6 +60,9 @@ pub(crate) struct ViewWork<'a> {
     pub(crate) outcome: Outcome,
     /// To be applied next: what had been replaced by changes that were refused.
     pub(crate) fallbacks: Vec<Entry>,
+    /// By the row of a change that goes in the place of newer ones, kept aside: the columns whose values these
+    /// took from it or from those before it.
+    pub(crate) wanted: HashMap<RowId, Vec<usize>>,
     /// Changes that were folded and end by themselves after all.
     pub(crate) unfolded: u64,
 }
@@ -109,23 +112,20 @@ impl<'a> ViewWork<'a> {
     }
 
     fn steps(&mut self, parked: &quarantine::Parked) -> Vec<Step> {
-        let newest = self.view.removals().chain(self.view.entries());
-        steps_of(self.view, newest.filter_map(|newest| self.admitted(parked, newest)))
+        let view = self.view;
+        let admitted = view.entries().iter().filter_map(|newest| {
+            let entry = self.admitted(parked, *newest)?;
+            Some(self.with_removal(entry))
+        });
+        steps_of(view, admitted.flatten())
     }
 
-    /// The newest change of a key that need not wait behind a dead letter. Of those after it, the newest is kept
-    /// aside, and what it took values from.
-    fn admitted(&mut self, parked: &quarantine::Parked, newest: &Entry) -> Option<Entry> {
-        let (mut entry, mut wanted, mut folded) = (*newest, true, 0);
+    /// The newest change of a key that need not wait behind a dead letter.
+    fn admitted(&mut self, parked: &quarantine::Parked, newest: Entry) -> Option<Entry> {
+        let mut entry = newest;
         while let Some(fault) = self.waits(parked, &entry) {
-            if wanted {
-                self.faults.push(fault);
-                self.unfolded += folded;
-            }
-            let before = self.view.before(&entry)?;
-            (entry, wanted, folded) = (before.change, wanted && before.wanted, 1);
+            entry = self.keep_aside(&entry, fault)?;
         }
-        self.unfolded += folded;
         Some(entry)
     }
 
@@ -134,13 +134,50 @@ impl<'a> ViewWork<'a> {
         parked.fault(self.index, self.view, entry, partition)
     }
 
-    /// Keeps an entry aside and has the state before it applied, which ends by itself then.
+    /// A change to be applied, after what removed the row whose values it must not keep.
+    fn with_removal(&mut self, entry: Entry) -> impl Iterator<Item = Entry> + use<> {
+        let removal = self.view.removal(&entry);
+        self.unfolded += u64::from(removal.is_some());
+        removal.into_iter().chain([entry])
+    }
+
+    /// Keeps a change aside, and has what it replaced applied.
     fn refuse(&mut self, entry: &Entry, fault: Fault) {
-        self.faults.push(fault);
-        if let Some(before) = self.view.before(entry) {
-            self.fallbacks.push(before.change);
-            self.unfolded += 1;
+        let removal = self.view.removal(entry).map(|removal| removal.row);
+        let Some(before) = self.keep_aside(entry, fault) else { return };
+        match removal {
+            None => {
+                let before = self.with_removal(before);
+                self.fallbacks.extend(before);
+            }
+            // It was done before the entry, and counted.
+            Some(done) if done == before.row => self.unfolded -= 1,
+            Some(_) => self.fallbacks.push(before),
         }
+    }
+
+    /// Keeps a change aside, if it is the newest of its key or has a value that a newer one lacks which is kept aside:
+    /// together they are whole again. Returns what it replaced.
+    fn keep_aside(&mut self, entry: &Entry, fault: Fault) -> Option<Entry> {
+        let rows = self.view.rows();
+        let wanted = match self.wanted.remove(&entry.row) {
+            None => {
+                self.faults.push(fault);
+                rows.inherited(entry.row)
+            }
+            Some(mut wanted) => {
+                if rows.provides(entry.row, &mut wanted) {
+                    self.faults.push(fault);
+                } else {
+                    self.unfolded -= 1;
+                }
+                wanted
+            }
+        };
+        let before = *self.view.before(entry)?;
+        self.wanted.insert(before.row, wanted);
+        self.unfolded += 1;
+        Some(before)
     }
 
     async fn write(&mut self, tx: &mut PgTransaction<'_>, step: &Step) -> Result<(), ApplyError> {
