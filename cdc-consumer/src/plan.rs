@@ -207,9 +207,9 @@ impl RowPlan {
         Ok(plan)
     }
 
-    /// Reads a record key into a row's cells. Every value of a key is sent.
+    /// Reads a record key into a row's cells. All its steps are `in_key`.
     pub fn write_key(&self, bytes: &[u8], row: &mut RowWriter<'_>) -> Result<(), FieldError> {
-        self.write(bytes, || true, row)
+        self.write(bytes, || false, row)
     }
 
     /// Reads one Avro record into a row's cells. `whole` is asked at a value that reads like one that was not
