@@ -1,12 +1,17 @@
 //! `docker-compose.yml` describes the system that devstack runs. No container engine is needed to
 //! find out where the two have drifted apart: the file is read and compared with devstack's constants.
 
+mod files;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use devstack::addresses;
-use serde_json::Value;
+
+use crate::files::{
+    Compose, connector, connector_path, env_example, environment, local_properties, root, strings,
+    with_default_passwords,
+};
 
 #[test]
 fn images_have_the_versions_of_the_local_stack() {
@@ -283,115 +288,4 @@ fn names_the_original_example_used_still_work() {
         let mount = format!("./scripts/kafka-tool.sh:/usr/local/bin/{tool}:ro");
         assert!(tools.contains(&mount), "docker exec -it kafka {tool}");
     }
-}
-
-/// The parsed compose file.
-struct Compose {
-    file: Value,
-}
-
-impl Compose {
-    fn read() -> Self {
-        let text = fs::read_to_string(root().join("docker-compose.yml"))
-            .expect("docker-compose.yml can be read");
-        Self { file: serde_saphyr::from_str(&text).expect("docker-compose.yml is YAML") }
-    }
-
-    fn services(&self) -> impl Iterator<Item = (&String, &Value)> {
-        self.file["services"].as_object().expect("services is a map").iter()
-    }
-
-    fn has(&self, service: &str) -> bool {
-        self.file["services"].get(service).is_some()
-    }
-
-    fn service(&self, name: &str) -> &Value {
-        assert!(self.has(name), "there is no service {name}");
-        &self.file["services"][name]
-    }
-
-    fn text(&self, service: &str, field: &str) -> &str {
-        let value = &self.service(service)[field];
-        value.as_str().unwrap_or_else(|| panic!("{service} {field} is {value}, not a text"))
-    }
-
-    fn environment(&self, service: &str) -> BTreeMap<String, String> {
-        environment(self.service(service))
-    }
-}
-
-fn environment(service: &Value) -> BTreeMap<String, String> {
-    let values = service["environment"].as_object().into_iter().flatten();
-    values
-        .map(|(name, value)| {
-            let text = value.as_str().unwrap_or_else(|| panic!("{name} is {value}: quote it"));
-            (name.clone(), text.to_owned())
-        })
-        .collect()
-}
-
-/// The fixed `name=value` lines of the configuration files that devstack writes. They are read from
-/// its source because nothing but this test needs them outside the crate.
-fn local_properties() -> BTreeMap<String, String> {
-    let lines = include_str!("../../devstack/src/configuration.rs").lines();
-    let settings = lines.filter_map(|line| {
-        let (name, value) = line.rsplit_once('"').map_or(line, |(_, tail)| tail).split_once('=')?;
-        let plain = name.chars().all(|c| c.is_ascii_lowercase() || c == '.');
-        plain.then(|| (name.to_owned(), value.to_owned()))
-    });
-    settings.collect()
-}
-
-/// `.env.example`: what it sets, and every name in it including those commented out.
-struct EnvExample {
-    set: BTreeMap<String, String>,
-    names: BTreeSet<String>,
-}
-
-fn env_example() -> EnvExample {
-    let text = fs::read_to_string(root().join(".env.example")).expect(".env.example can be read");
-    let mut example = EnvExample { set: BTreeMap::new(), names: BTreeSet::new() };
-    for line in text.lines() {
-        let (active, setting) =
-            line.strip_prefix('#').map_or((true, line), |rest| (false, rest.trim_start()));
-        let Some((name, value)) = setting.split_once('=') else { continue };
-        if !name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_') {
-            continue;
-        }
-        example.names.insert(name.to_owned());
-        if active {
-            example.set.insert(name.to_owned(), value.to_owned());
-        }
-    }
-    example
-}
-
-/// `${NAME:-default}` as compose reads it when nothing is set.
-fn with_default_passwords(text: &str) -> String {
-    let mut parts = text.split("${");
-    let mut plain = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let (variable, rest) = part.split_once('}').expect("a closed variable");
-        plain.push_str(variable.split_once(":-").expect("a default").1);
-        plain.push_str(rest);
-    }
-    plain
-}
-
-fn strings(list: &Value) -> Vec<String> {
-    let items = list.as_array().into_iter().flatten();
-    items.map(|item| item.as_str().expect("a text").to_owned()).collect()
-}
-
-fn connector(name: &str) -> Value {
-    let text = fs::read_to_string(connector_path(name)).expect("the connector can be read");
-    serde_json::from_str(&text).expect("the connector is JSON")
-}
-
-fn connector_path(name: &str) -> PathBuf {
-    root().join("connectors").join(format!("{name}.json"))
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate has a parent directory")
 }
