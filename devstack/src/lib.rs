@@ -18,6 +18,7 @@
 pub mod addresses;
 mod artefact;
 mod configuration;
+mod connectors;
 mod fetch;
 mod health;
 mod java;
@@ -35,6 +36,7 @@ mod turn;
 mod up;
 
 pub use artefact::ArtefactError;
+pub use connectors::ConnectorError;
 pub use fetch::{fetch_all, fetch_jdbc_sink, relock};
 pub use health::Unhealthy;
 pub use port::Owner;

@@ -8,7 +8,8 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::addresses::{TOPICS, environment};
+use crate::addresses::environment;
+use crate::connectors;
 use crate::fetch::{self, ignore_absent};
 use crate::health;
 use crate::launch::connect_secrets_file;
@@ -120,7 +121,7 @@ impl Stack {
     /// Registers the connectors and waits until they and their tasks run.
     pub async fn register(&self, progress: &Progress) -> Result<(), StackError> {
         // A connector waits for a lost slot half an hour before it has a task.
-        health::slots().await.map_err(StackError::Slots)?;
+        health::slots(&self.places.root).await.map_err(StackError::Slots)?;
         let command = self.register_command();
         self.step("connectors", command, REGISTER_DEADLINE, "registered and running", progress)
             .await
@@ -145,12 +146,12 @@ impl Stack {
 
     /// A topic that has a partition on the broker's disk needs no slow question.
     async fn create_topics(&self, progress: &Progress) -> Result<(), StackError> {
-        for topic in TOPICS {
+        for topic in connectors::topics(&self.places.root)? {
             if self.places.state.join(format!("kafka/data/{topic}-0")).exists() {
                 continue;
             }
-            let command = tools::create_topic(&self.places, topic)?;
-            self.step("topics", command, TOPIC_DEADLINE, topic, progress).await?;
+            let command = tools::create_topic(&self.places, &topic)?;
+            self.step("topics", command, TOPIC_DEADLINE, &topic, progress).await?;
             tools::adopt_class_archive(&self.places);
         }
         Ok(())

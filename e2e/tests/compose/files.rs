@@ -104,6 +104,15 @@ pub(crate) fn strings(list: &Value) -> Vec<String> {
     items.map(|item| item.as_str().expect("a text").to_owned()).collect()
 }
 
+/// Names of all connectors that there are.
+pub(crate) fn connectors() -> BTreeSet<String> {
+    fs::read_dir(root().join("connectors"))
+        .expect("connectors/ can be read")
+        .map(|entry| entry.expect("an entry can be read").file_name())
+        .filter_map(|name| Some(name.to_str()?.strip_suffix(".json")?.to_owned()))
+        .collect()
+}
+
 pub(crate) fn connector(name: &str) -> Value {
     let text = fs::read_to_string(connector_path(name)).expect("the connector can be read");
     serde_json::from_str(&text).expect("the connector is JSON")

@@ -9,8 +9,8 @@ use std::fs;
 use devstack::addresses;
 
 use crate::files::{
-    Compose, connector, connector_path, env_example, environment, local_properties, root, strings,
-    with_default_passwords,
+    Compose, connector, connector_path, connectors, env_example, environment, local_properties,
+    root, strings, with_default_passwords,
 };
 
 #[test]
@@ -149,31 +149,36 @@ fn disks_stay_bounded_when_a_reader_stays_away() {
     for setting in ["KAFKA_LOG_RETENTION_BYTES", "KAFKA_LOG_SEGMENT_BYTES"] {
         assert!(kafka[setting].parse::<u64>().is_ok(), "{setting} is not a size");
     }
-    for name in addresses::CONNECTORS {
+    for name in connectors() {
         for (setting, value) in addresses::TOPIC_SETTINGS {
-            let given = &connector(name)[format!("topic.creation.default.{setting}")];
+            let given = &connector(&name)[format!("topic.creation.default.{setting}")];
             assert_eq!(given, value, "{name}: {setting}");
         }
     }
 }
 
 #[test]
-fn connectors_feed_the_topics_of_the_local_stack_from_its_databases() {
-    let files: BTreeSet<String> = fs::read_dir(root().join("connectors"))
-        .expect("connectors/ can be read")
-        .map(|entry| entry.expect("an entry can be read").file_name())
-        .filter_map(|name| Some(name.to_str()?.strip_suffix(".json")?.to_owned()))
-        .collect();
-    assert_eq!(files, addresses::CONNECTORS.map(str::to_owned).into());
-
+fn the_examples_connectors_feed_the_topics_of_the_local_stack_from_its_databases() {
     let topics = addresses::CONNECTORS.map(|name| {
         connector(name)["transforms.route.replacement"].as_str().expect("a text").to_owned()
     });
     assert_eq!(topics, addresses::TOPICS.map(str::to_owned));
     let databases = addresses::CONNECTORS.map(|name| connector(name)["database.dbname"].clone());
     assert_eq!(databases, [addresses::USER_DATABASE, addresses::POST_DATABASE]);
-    let slots = addresses::CONNECTORS.map(|name| connector(name)["slot.name"].clone());
-    assert_eq!(slots, addresses::SLOTS);
+}
+
+/// Whoever adds a connector copies another one.
+#[test]
+fn no_two_connectors_share_a_slot_a_prefix_or_a_topic() {
+    for setting in ["slot.name", "topic.prefix", "transforms.route.replacement"] {
+        let mut owners = BTreeMap::new();
+        for name in connectors() {
+            let value = connector(&name)[setting].to_string();
+            if let Some(other) = owners.insert(value, name.clone()) {
+                panic!("{other} and {name} have the same {setting}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -183,8 +188,9 @@ fn the_secrets_file_holds_every_key_that_connectors_refer_to() {
     let keys: BTreeSet<&str> =
         content.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
     let mut referred = BTreeSet::new();
-    for name in addresses::CONNECTORS {
-        let settings = fs::read_to_string(connector_path(name)).expect("the connector can be read");
+    for name in connectors() {
+        let settings =
+            fs::read_to_string(connector_path(&name)).expect("the connector can be read");
         for reference in settings.split("${file:@SECRETS_FILE@:").skip(1) {
             referred.insert(reference.split_once('}').expect("a closed reference").0.to_owned());
         }
