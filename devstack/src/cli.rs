@@ -55,7 +55,8 @@ run as root), downloads in ~/.cache/cdc-devstack.";
 pub(crate) enum Verb {
     /// Bring everything up, play the four scenarios through HTTP, print the URLs
     Demo,
-    /// Fetch, build and start what is missing, and wait until it works; harmless when it runs
+    /// Fetch, build and start what is missing, and programs that were built again, and wait until it
+    /// works; harmless when it runs
     Up {
         #[arg(long, help = "Only PostgreSQL (with migrated databases), Kafka, registry, Connect")]
         servers_only: bool,

@@ -23,6 +23,7 @@ mod fetch;
 mod health;
 mod java;
 mod launch;
+mod outdated;
 mod port;
 mod proc_table;
 mod process;

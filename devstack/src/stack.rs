@@ -338,7 +338,7 @@ impl Stack {
         Ok(())
     }
 
-    fn pid_file(&self, service: Service) -> PathBuf {
+    pub(crate) fn pid_file(&self, service: Service) -> PathBuf {
         self.places.state.join("run").join(format!("{service}.pid"))
     }
 }

@@ -15,7 +15,7 @@ use crate::health;
 use crate::launch::connect_secrets_file;
 use crate::process::tail;
 use crate::progress::Progress;
-use crate::service::Service;
+use crate::service::{CONSUMERS_MAX, Service};
 use crate::stack::{POLL_INTERVAL, Stack, StackError, Started};
 use crate::tools;
 
@@ -47,9 +47,8 @@ impl Extent {
 }
 
 impl Stack {
-    /// Brings the stack up; what runs and is healthy stays as it is. The programs
-    /// must have been built (`./dev` does it first); one that was rebuilt is not restarted by this: say
-    /// `restart`, or `down` first.
+    /// Brings the stack up; what runs and is healthy stays as it is, unless it is a program of ours that is
+    /// [`outdated`](Self::outdated). The programs must have been built: `./dev` does it first.
     pub async fn up(&self, extent: Extent, progress: &Progress) -> Result<(), StackError> {
         let _turn = self.take_turn("stack").await?;
         self.places.remember_java().map_err(StackError::file(&self.places.state))?;
@@ -76,6 +75,11 @@ impl Stack {
                 self.start_step(Service::PostApi, progress),
                 self.start_step(Service::Consumer(1), progress),
             )?;
+            for further in (2..=CONSUMERS_MAX).map(Service::Consumer) {
+                if self.outdated(further) {
+                    self.start_step(further, progress).await?;
+                }
+            }
         }
         Ok(())
     }
@@ -165,7 +169,12 @@ impl Stack {
 
     async fn start_step(&self, service: Service, progress: &Progress) -> Result<(), StackError> {
         let step = progress.step(service.to_string(), "starting");
+        let outdated = self.outdated(service);
+        if outdated {
+            self.stop(service).await?;
+        }
         let text = match self.start(service).await? {
+            Started::Now if outdated => "ready (another build ran before)",
             Started::Now => "ready",
             Started::Before => "ready (ran already)",
         };
