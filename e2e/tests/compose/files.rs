@@ -99,6 +99,20 @@ pub(crate) fn with_default_passwords(text: &str) -> String {
     plain
 }
 
+/// Every variable that a program reads.
+pub(crate) fn settings_of(program: &str) -> BTreeSet<String> {
+    let sources = fs::read_dir(root().join(program).join("src")).expect("a program has sources");
+    let mut settings = BTreeSet::new();
+    for source in sources {
+        let path = source.expect("an entry can be read").path();
+        let text = fs::read_to_string(path).expect("a source can be read");
+        let names = text.split("env = \"").skip(1).filter_map(|rest| rest.split('"').next());
+        settings.extend(names.map(str::to_owned));
+    }
+    assert!(!settings.is_empty(), "{program} has no settings: mend this test");
+    settings
+}
+
 pub(crate) fn strings(list: &Value) -> Vec<String> {
     let items = list.as_array().into_iter().flatten();
     items.map(|item| item.as_str().expect("a text").to_owned()).collect()

@@ -10,7 +10,7 @@ use devstack::addresses;
 
 use crate::files::{
     Compose, connector, connector_path, connectors, env_example, environment, local_properties,
-    root, strings, with_default_passwords,
+    root, settings_of, strings, with_default_passwords,
 };
 
 #[test]
@@ -68,6 +68,30 @@ fn example_settings_are_what_dev_env_prints_and_compose_knows_each() {
     let missing: Vec<&String> =
         example.names.iter().filter(|name| !known.contains(*name)).collect();
     assert!(missing.is_empty(), "settings of .env.example that no service has: {missing:?}");
+}
+
+#[test]
+fn each_program_has_its_settings_wherever_it_runs() {
+    let (compose, example) = (Compose::read(), env_example());
+    for (program, services) in [
+        ("user-api", &["user-api"][..]),
+        ("post-api", &["post-api"]),
+        ("cdc-consumer", &["post-service-kafka", "shell"]),
+        ("migrate", &["migrate", "shell"]),
+    ] {
+        for setting in settings_of(program).intersection(&example.names) {
+            // A rebuild's, which is said in the shell.
+            let by_hand = program == "cdc-consumer" && setting == "POST_DATABASE_ADMIN_URL";
+            for service in services.iter().filter(|service| !by_hand || **service == "shell") {
+                let has = compose.environment(service).contains_key(setting);
+                assert!(has, "{service} runs {program}, and has no {setting}");
+            }
+        }
+    }
+    let shell = compose.environment("shell");
+    for (setting, value) in compose.environment("post-service-kafka") {
+        assert_eq!(shell[&setting], value, "a rebuild has another {setting} than the consumer");
+    }
 }
 
 #[test]
