@@ -26,6 +26,10 @@ pub(crate) struct Cli {
     #[arg(long, env = "DEVSTACK_CALLER_DIRECTORY", hide = true, default_value = ".")]
     pub caller_directory: PathBuf,
 
+    /// Hosts that no proxy stands before; ./dev adds this machine
+    #[arg(long, env = "NO_PROXY", hide = true, default_value = "")]
+    pub no_proxy: String,
+
     #[command(subcommand)]
     pub verb: Verb,
 }
