@@ -1,7 +1,6 @@
 //! What one may type after `./dev`.
 
 use std::io::Write;
-use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use devstack::{Service, Settings};
@@ -21,10 +20,6 @@ use crate::{fuzz, guards};
 pub(crate) struct Cli {
     #[command(flatten)]
     pub settings: Settings,
-
-    /// Where the caller stands; relative file names of tools are meant from there
-    #[arg(long, env = "DEVSTACK_CALLER_DIRECTORY", hide = true, default_value = ".")]
-    pub caller_directory: PathBuf,
 
     /// Hosts that no proxy stands before; ./dev adds this machine
     #[arg(long, env = "NO_PROXY", hide = true, default_value = "")]

@@ -35,17 +35,17 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Chaos { args } => return Err(chaos(&stack, &args)),
         Verb::Guards(options) => return guards::run(&stack, &progress, &options).await,
         Verb::Bench { args } => {
-            bench_run::run(&stack, &cli.caller_directory, &args, &progress).await?;
+            bench_run::run(&stack, &cli.settings.caller_directory, &args, &progress).await?;
         }
         Verb::Load { args } => {
             let args = [vec!["load".to_owned()], args].concat();
-            bench_run::run(&stack, &cli.caller_directory, &args, &progress).await?;
+            bench_run::run(&stack, &cli.settings.caller_directory, &args, &progress).await?;
         }
         Verb::Fuzz(options) => return fuzz::run(stack.places(), &progress, &options).await,
         Verb::Env => print(&exports(&cli.no_proxy)),
         Verb::Kafka { tool, args } => {
             let mut command = devstack::kafka_tool(stack.places(), &tool, &args)?;
-            let error = command.current_dir(&cli.caller_directory).exec();
+            let error = command.current_dir(&cli.settings.caller_directory).exec();
             return Err(error).context("cannot run java");
         }
         Verb::Psql { database, args } => {
@@ -55,7 +55,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             };
             let mut command = Command::new("psql");
             command.arg(addresses::admin_url(database)).args(args);
-            let error = command.current_dir(&cli.caller_directory).exec();
+            let error = command.current_dir(&cli.settings.caller_directory).exec();
             return Err(error).context("cannot run psql; install PostgreSQL's client");
         }
         Verb::Register { watch: false } => stack.register(&progress).await?,
