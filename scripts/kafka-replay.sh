@@ -15,7 +15,8 @@ are Avro, so bytes that are not text appear as \xNN.
 
 With -r it RESETS the committed offsets of GROUP, so that its members read the
 topic again from there when they next start. The group must have no members:
-stop the consumer first. The user-api and the post-api may go on running.
+stop the consumer first. The user-api and the post-api may go on running. An
+offset is one partition's: -o N needs -p here.
 
 Options
   -t TOPIC      topic, e.g. user-events or post-events (required)
@@ -68,6 +69,9 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$topic" ] || die 2 "which topic? Give -t, e.g. -t user-events; see --help"
 case $offset in earliest | latest) ;; *[!0-9]*) die 2 "-o takes earliest, latest or an offset, not \"$offset\"" ;; esac
+if [ -n "$group" ] && [ -z "$partition" ]; then
+  case $offset in *[0-9]) die 2 "each partition counts its own offsets: with -r, -o $offset needs -p PARTITION" ;; esac
+fi
 case $partition in *[!0-9]*) die 2 "-p takes a partition's number, not \"$partition\"" ;; esac
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -205,14 +209,17 @@ reset_group() {
     latest)
       say "warning: -o latest SKIPS every change the group has not read yet; the views will lack them until a replay"
       where=(--to-latest) ;;
-    *) where=(--to-offset "$offset") ;;
+    *)
+      say "warning: if the group is not that far, -o $offset SKIPS the changes before it; the views will lack them until a replay"
+      where=(--to-offset "$offset") ;;
   esac
   [ -z "$partition" ] || scope=$topic:$partition
   if ! ask consumer-groups --group "$group" --topic "$scope" --reset-offsets "${where[@]}" --execute ||
     ! grep -qE "^$group +$topic " <<<"$answer"; then
     die 5 "Kafka refused the reset of group $group: $(grep -m1 -E 'Error|Exception' <<<"$answer" || printf '%s' "$answer")"
   fi
-  grep -E '^GROUP|^'"$group" <<<"$answer"
+  # Kafka puts an offset outside the log at its end or start, and only warns.
+  grep -E '^GROUP|WARN|^'"$group" <<<"$answer"
   say "group $group reads $scope from there when it next starts ($start_hint)"
 }
 

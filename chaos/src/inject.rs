@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use devstack::Service;
 use devstack::addresses::environment;
+use devstack::{Service, StackError};
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
@@ -62,9 +62,30 @@ fn healed_process(service: Service) -> Healed {
     Healed::at_once(applying)
 }
 
+/// False when the process had ended by itself, which the supervisor tells and mends: there is nothing to break.
+fn struck(
+    field: &Field,
+    service: Service,
+    outcome: Result<(), StackError>,
+) -> anyhow::Result<bool> {
+    match outcome {
+        Err(StackError::NotRunning { .. }) => {
+            field.expect_up(service);
+            Ok(false)
+        }
+        outcome => Ok(outcome.map(|()| true)?),
+    }
+}
+
+fn missed(service: Service) -> Healed {
+    Healed { missed: true, ..healed_process(service) }
+}
+
 async fn kill(field: &Field, service: Service, lasts: Duration) -> anyhow::Result<Healed> {
     field.expect_down(service);
-    field.stack.kill(service).await?;
+    if !struck(field, service, field.stack.kill(service).await)? {
+        return Ok(missed(service));
+    }
     sleep(lasts).await;
     let healed = healed_process(service);
     field.launch(service).await?;
@@ -92,7 +113,9 @@ async fn pause(
         _ => None,
     };
     field.expect_down(service);
-    field.stack.pause(service)?;
+    if !struck(field, service, field.stack.pause(service))? {
+        return Ok(missed(service));
+    }
     let end = Instant::now() + lasts;
     let takeover = match server {
         Server::Consumer => tokio::time::timeout_at(end, visible_in(marker)).await.ok(),
@@ -100,7 +123,7 @@ async fn pause(
     };
     tokio::time::sleep_until(end).await;
     let at = Instant::now();
-    field.stack.resume(service)?;
+    struck(field, service, field.stack.resume(service))?;
     field.expect_up(service);
     Ok(Healed { at, takeover, ..Healed::at_once(applying.into_iter().collect()) })
 }
@@ -231,4 +254,29 @@ async fn restart_task(field: &Field, connector: &str) -> anyhow::Result<Healed> 
     let path = format!("/connectors/{connector}/tasks/0/restart");
     field.insist("restarting a task", || field.tell_connect(&path)).await?;
     Ok(Healed::at_once(Vec::new()))
+}
+
+#[cfg(test)]
+mod tests {
+    use devstack::{Settings, Stack};
+
+    use crate::history::History;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_that_ended_by_itself_is_missed_and_left_to_the_supervisor() {
+        let scratch = std::env::temp_dir().join(format!("chaos-{:x}", rand::random::<u64>()));
+        let mut settings = Settings::from_environment();
+        settings.state = Some(scratch.clone());
+        let history = History::create(&scratch, 1).unwrap();
+        let field = Field::new(Stack::new(&settings).unwrap(), history).await.unwrap();
+        let service = Service::Registry;
+        let killed = kill(&field, service, Duration::ZERO).await;
+        std::fs::remove_dir_all(scratch).unwrap();
+        assert!(killed.unwrap().missed);
+        assert!(!field.is_expected_down(service), "nobody would start it again");
+        let frozen = field.stack.pause(service);
+        assert!(!struck(&field, service, frozen).unwrap());
+    }
 }

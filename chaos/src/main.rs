@@ -8,6 +8,7 @@ mod field;
 mod history;
 mod http_writer;
 mod inject;
+mod interrupt;
 mod ledger;
 mod marker;
 mod nemesis;

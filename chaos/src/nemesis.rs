@@ -16,7 +16,7 @@ use crate::field::Field;
 use crate::history::Anomaly;
 use crate::inject::inject;
 use crate::marker::Marker;
-use crate::recovery;
+use crate::recovery::{self, Healed};
 use crate::schedule::OVERLAP_AFTER;
 
 /// Between two looks at whether every process is there.
@@ -127,7 +127,7 @@ async fn one(
         "fault": kind, "target": target, "takeover_seconds": takeover, "missed": healed.missed
     });
     field.history.write("heal", &fields);
-    if stood_still(kind, healed.takeover, alone.load(Relaxed)) {
+    if stood_still(kind, &healed, alone.load(Relaxed)) {
         let details = format!("the other consumer took nothing over while {target} was frozen");
         field.history.anomaly(Anomaly::NoTakeover, details);
     }
@@ -141,8 +141,9 @@ async fn one(
 }
 
 /// Whether a frozen consumer's rows stood still although the other consumer and the servers were there.
-fn stood_still(kind: Kind, takeover: Option<Duration>, alone: bool) -> bool {
-    kind == Kind::Pause(Server::Consumer) && takeover.is_none() && alone
+fn stood_still(kind: Kind, healed: &Healed, alone: bool) -> bool {
+    let frozen = kind == Kind::Pause(Server::Consumer) && !healed.missed;
+    frozen && healed.takeover.is_none() && alone
 }
 
 /// Starts again what ended by itself, as the supervisor of a real installation would. For our own
@@ -184,9 +185,12 @@ mod tests {
     #[test]
     fn a_takeover_that_did_not_come_is_excused_by_another_fault_alone() {
         let frozen = Kind::Pause(Server::Consumer);
-        assert!(stood_still(frozen, None, true));
-        assert!(!stood_still(frozen, None, false));
-        assert!(!stood_still(frozen, Some(Duration::from_secs(9)), true));
-        assert!(!stood_still(Kind::Kill(Server::Consumer), None, true));
+        let none = Healed::at_once(vec![]);
+        assert!(stood_still(frozen, &none, true));
+        assert!(!stood_still(frozen, &none, false));
+        let takeover = Some(Duration::from_secs(9));
+        assert!(!stood_still(frozen, &Healed { takeover, ..Healed::at_once(vec![]) }, true));
+        assert!(!stood_still(frozen, &Healed { missed: true, ..Healed::at_once(vec![]) }, true));
+        assert!(!stood_still(Kind::Kill(Server::Consumer), &none, true));
     }
 }

@@ -5,13 +5,12 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use devstack::addresses::environment;
 use devstack::{Extent, Progress, Stack};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use sqlx::PgPool;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::checker;
@@ -19,6 +18,7 @@ use crate::cli::Cli;
 use crate::fault::{Injection, rounded};
 use crate::field::Field;
 use crate::history::{Anomaly, History};
+use crate::interrupt::Interrupt;
 use crate::marker::Marker;
 use crate::nemesis::{self, Outcome};
 use crate::recovery::visible_in;
@@ -51,7 +51,10 @@ pub(crate) async fn run(cli: &Cli, seed: u64, schedule: &[Injection]) -> anyhow:
     // Whatever happened: the system is left as it was found.
     field.heal().await?;
     let report = match played {
-        Ok(played) => judge(cli, seed, schedule, &field, played).await,
+        Ok((played, mut interrupt)) => tokio::select! {
+            report = judge(cli, seed, schedule, &field, played) => report,
+            () = interrupt.told() => Err(anyhow!("told to stop before the views were compared")),
+        },
         Err(error) => Err(error),
     };
     field.give_back_consumers().await?;
@@ -84,7 +87,7 @@ async fn play(
     seed: u64,
     schedule: &[Injection],
     field: &Arc<Field>,
-) -> anyhow::Result<Played> {
+) -> anyhow::Result<(Played, Interrupt)> {
     let url = |wanted: &str| {
         let found = environment().into_iter().find(|(name, _)| *name == wanted);
         found.map(|(_, url)| url).with_context(|| format!("the stack has no {wanted}"))
@@ -115,10 +118,11 @@ async fn play(
         bar.set_message(text);
     };
     let mut outcomes = Vec::new();
+    let mut interrupt = Interrupt::listen()?;
     let nemesis = nemesis::run(field, &marker, schedule, cli.minutes, announce, &mut outcomes);
     let end = tokio::select! {
         end = until_over(nemesis, cli.minutes) => Some(end),
-        () = told_to_stop() => None,
+        () = interrupt.told() => None,
         () = tick(&bar, &writers) => None,
     };
     bar.finish_and_clear();
@@ -128,7 +132,8 @@ async fn play(
     let interrupted = end.is_none();
     let ledgers = writers.stop().await;
     end.transpose()?;
-    Ok(Played { run, marker, watcher, ledgers, outcomes, interrupted, sources })
+    let played = Played { run, marker, watcher, ledgers, outcomes, interrupted, sources };
+    Ok((played, interrupt))
 }
 
 /// The nemesis, and the rest of the time that its last fault left.
@@ -230,19 +235,6 @@ fn be_alone(stack: &Stack) -> anyhow::Result<File> {
         "end-to-end tests or another chaos run use this stack; wait until they are done".to_owned()
     })?;
     Ok(file)
-}
-
-async fn told_to_stop() {
-    let (Ok(mut terminate), Ok(mut hang_up)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::hangup()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
-        _ = hang_up.recv() => {}
-    }
 }
 
 fn bar(length: Duration) -> ProgressBar {

@@ -33,9 +33,8 @@ pub const TOPIC_SETTINGS: [(&str, &str); 4] = [
     ("min.compaction.lag.ms", "259200000"),
     ("delete.retention.ms", "604800000"),
 ];
+/// The example's own. What else is in `connectors/` is registered and looked after as well.
 pub const CONNECTORS: [&str; 2] = ["users", "posts"];
-/// Their replication slots.
-pub const SLOTS: [&str; 2] = ["user_service", "post_service"];
 pub const CONSUMER_GROUP: &str = "post-service-streams";
 
 pub const POSTGRES_VERSION: &str = "18.3.0";

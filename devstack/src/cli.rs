@@ -1,7 +1,6 @@
 //! What one may type after `./dev`.
 
 use std::io::Write;
-use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use devstack::{Service, Settings};
@@ -22,9 +21,9 @@ pub(crate) struct Cli {
     #[command(flatten)]
     pub settings: Settings,
 
-    /// Where the caller stands; relative file names of tools are meant from there
-    #[arg(long, env = "DEVSTACK_CALLER_DIRECTORY", hide = true, default_value = ".")]
-    pub caller_directory: PathBuf,
+    /// Hosts that no proxy stands before; ./dev adds this machine
+    #[arg(long, env = "NO_PROXY", hide = true, default_value = "")]
+    pub no_proxy: String,
 
     #[command(subcommand)]
     pub verb: Verb,
@@ -55,7 +54,8 @@ run as root), downloads in ~/.cache/cdc-devstack.";
 pub(crate) enum Verb {
     /// Bring everything up, play the four scenarios through HTTP, print the URLs
     Demo,
-    /// Fetch, build and start what is missing, and wait until it works; harmless when it runs
+    /// Fetch, build and start what is missing, and programs that were built again, and wait until it
+    /// works; harmless when it runs
     Up {
         #[arg(long, help = "Only PostgreSQL (with migrated databases), Kafka, registry, Connect")]
         servers_only: bool,

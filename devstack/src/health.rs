@@ -1,5 +1,6 @@
 //! Asks a process whether it does its work, each in its own protocol.
 
+use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -7,7 +8,8 @@ use sqlx::{Connection, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::addresses::{HOST, KAFKA_PORT, SLOTS, admin_url};
+use crate::addresses::{HOST, KAFKA_PORT, admin_url};
+use crate::connectors::{self, ConnectorError};
 use crate::service::Service;
 
 /// For one question. A paused process answers nothing at all.
@@ -32,6 +34,8 @@ pub enum Unhealthy {
          see \"A slot was lost\" in docs/operations.md"
     )]
     LostSlots { slots: String },
+    #[error(transparent)]
+    Connectors(#[from] ConnectorError),
 }
 
 /// Healthy means: it answers the kind of request it exists for.
@@ -59,26 +63,27 @@ async fn in_time<T>(
 
 /// What [`check`] asks, and whether what its work rests on is there: Connect calls a connector whose slot is
 /// lost RUNNING, and so does Debezium, which waits for the slot for ever.
-pub(crate) async fn check_thoroughly(service: Service) -> Result<(), Unhealthy> {
+pub(crate) async fn check_thoroughly(service: Service, root: &Path) -> Result<(), Unhealthy> {
     check(service).await?;
-    if service == Service::Connect { slots().await } else { Ok(()) }
+    if service == Service::Connect { slots(root).await } else { Ok(()) }
 }
 
 /// Fails when a connector's slot is lost. One that does not exist yet is no loss; neither is a PostgreSQL that
 /// does not answer, which has a check of its own.
-pub(crate) async fn slots() -> Result<(), Unhealthy> {
-    let lost = async { lost_slots().await.map_err(Unhealthy::Query) };
+pub(crate) async fn slots(root: &Path) -> Result<(), Unhealthy> {
+    let slots = connectors::slots(root)?;
+    let lost = async { lost_slots(slots).await.map_err(Unhealthy::Query) };
     match in_time(Box::pin(lost)).await {
         Ok(Some(slots)) => Err(Unhealthy::LostSlots { slots }),
         Ok(None) | Err(_) => Ok(()),
     }
 }
 
-async fn lost_slots() -> Result<Option<String>, sqlx::Error> {
+async fn lost_slots(slots: Vec<String>) -> Result<Option<String>, sqlx::Error> {
     let mut connection = PgConnection::connect(&admin_url("postgres")).await?;
     let lost = "select string_agg(slot_name, ', ' order by slot_name)
         from pg_replication_slots where wal_status = 'lost' and slot_name = any ($1)";
-    let lost = sqlx::query_scalar(lost).bind(SLOTS.map(str::to_owned).to_vec());
+    let lost = sqlx::query_scalar(lost).bind(slots);
     let lost = lost.fetch_one(&mut connection).await?;
     connection.close().await?;
     Ok(lost)

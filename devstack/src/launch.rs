@@ -229,11 +229,12 @@ async fn registry(places: &Places) -> Result<Launch, StackError> {
 }
 
 fn program(places: &Places, service: Service) -> Result<Launch, StackError> {
-    let (file, listen) = match service {
-        Service::UserApi => ("user-api", "USER_API_LISTEN"),
-        Service::PostApi => ("post-api", "POST_API_LISTEN"),
-        _ => ("cdc-consumer", "CONSUMER_LISTEN"),
+    let listen = match service {
+        Service::UserApi => "USER_API_LISTEN",
+        Service::PostApi => "POST_API_LISTEN",
+        _ => "CONSUMER_LISTEN",
     };
+    let file = service.program().expect("a server is started in another way");
     let program = places.programs.join(file);
     if !program.exists() {
         return Err(StackError::NotBuilt { program });

@@ -18,10 +18,12 @@
 pub mod addresses;
 mod artefact;
 mod configuration;
+mod connectors;
 mod fetch;
 mod health;
 mod java;
 mod launch;
+mod outdated;
 mod port;
 mod proc_table;
 mod process;
@@ -35,6 +37,7 @@ mod turn;
 mod up;
 
 pub use artefact::ArtefactError;
+pub use connectors::ConnectorError;
 pub use fetch::{fetch_all, fetch_jdbc_sink, relock};
 pub use health::Unhealthy;
 pub use port::Owner;

@@ -58,7 +58,17 @@ impl Service {
 
     /// Whether it is another project's server, not one of our own programs.
     pub fn is_server(self) -> bool {
-        matches!(self, Self::Postgres | Self::Kafka | Self::Registry | Self::Connect)
+        self.program().is_none()
+    }
+
+    /// The file of one of our own programs.
+    pub(crate) fn program(self) -> Option<&'static str> {
+        match self {
+            Self::Postgres | Self::Kafka | Self::Registry | Self::Connect => None,
+            Self::UserApi => Some("user-api"),
+            Self::PostApi => Some("post-api"),
+            Self::Consumer(_) => Some("cdc-consumer"),
+        }
     }
 
     /// Time from the start of the process to its first healthy answer. Generous: a loaded

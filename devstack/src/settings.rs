@@ -13,6 +13,16 @@ pub struct Settings {
     #[arg(long, env = "DEVSTACK_STATE", global = true, value_name = "DIR")]
     pub state: Option<PathBuf>,
 
+    /// Where the caller stands: relative names, also of tools' files, are meant from there
+    #[arg(
+        long,
+        env = "DEVSTACK_CALLER_DIRECTORY",
+        global = true,
+        hide = true,
+        default_value = "."
+    )]
+    pub caller_directory: PathBuf,
+
     /// Java 21 or newer that runs the servers; ./dev finds one
     #[arg(long, env = "DEVSTACK_JAVA_HOME", global = true, hide = true)]
     java_home: Option<PathBuf>,
@@ -56,7 +66,7 @@ impl Places {
     pub fn new(settings: &Settings) -> std::io::Result<Self> {
         let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).canonicalize()?;
         let state = match &settings.state {
-            Some(state) => std::path::absolute(state)?,
+            Some(state) => std::path::absolute(settings.caller_directory.join(state))?,
             None if running_as_root() => root_state(&root),
             None => root.join(".dev"),
         };
@@ -136,4 +146,22 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
         write!(text, "{byte:02x}").expect("writing to a string cannot fail");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(state: &str, expected: &str) {
+        let mut settings = Settings::from_environment();
+        settings.state = Some(state.into());
+        settings.caller_directory = "/caller".into();
+        assert_eq!(Places::new(&settings).unwrap().state, Path::new(expected));
+    }
+
+    #[test]
+    fn a_state_directory_is_meant_from_where_the_caller_stands() {
+        check("state", "/caller/state");
+        check("/elsewhere", "/elsewhere");
+    }
 }

@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use crate::artefact::ArtefactError;
+use crate::connectors::ConnectorError;
 use crate::health::{self, Unhealthy};
 use crate::launch;
 use crate::port::{self, Owner};
@@ -71,6 +72,8 @@ pub enum StackError {
     StepSlow { step: &'static str, seconds: u64, output: String },
     #[error(transparent)]
     Slots(Unhealthy),
+    #[error(transparent)]
+    Connectors(#[from] ConnectorError),
 }
 
 impl StackError {
@@ -289,7 +292,7 @@ impl Stack {
         let (state, reason) = match &running {
             None => (State::Stopped, None),
             Some(running) if running.paused() => (State::Paused, None),
-            Some(_) => match health::check_thoroughly(service).await {
+            Some(_) => match health::check_thoroughly(service, &self.places.root).await {
                 Ok(()) => (State::Healthy, None),
                 Err(unhealthy) => (State::Unhealthy, Some(unhealthy.to_string())),
             },
@@ -335,7 +338,7 @@ impl Stack {
         Ok(())
     }
 
-    fn pid_file(&self, service: Service) -> PathBuf {
+    pub(crate) fn pid_file(&self, service: Service) -> PathBuf {
         self.places.state.join("run").join(format!("{service}.pid"))
     }
 }

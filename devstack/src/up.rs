@@ -8,13 +8,14 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::addresses::{TOPICS, environment};
+use crate::addresses::environment;
+use crate::connectors;
 use crate::fetch::{self, ignore_absent};
 use crate::health;
 use crate::launch::connect_secrets_file;
 use crate::process::tail;
 use crate::progress::Progress;
-use crate::service::Service;
+use crate::service::{CONSUMERS_MAX, Service};
 use crate::stack::{POLL_INTERVAL, Stack, StackError, Started};
 use crate::tools;
 
@@ -46,9 +47,8 @@ impl Extent {
 }
 
 impl Stack {
-    /// Brings the stack up; what runs and is healthy stays as it is. The programs
-    /// must have been built (`./dev` does it first); one that was rebuilt is not restarted by this: say
-    /// `restart`, or `down` first.
+    /// Brings the stack up; what runs and is healthy stays as it is, unless it is a program of ours that is
+    /// [`outdated`](Self::outdated). The programs must have been built: `./dev` does it first.
     pub async fn up(&self, extent: Extent, progress: &Progress) -> Result<(), StackError> {
         let _turn = self.take_turn("stack").await?;
         self.places.remember_java().map_err(StackError::file(&self.places.state))?;
@@ -75,6 +75,11 @@ impl Stack {
                 self.start_step(Service::PostApi, progress),
                 self.start_step(Service::Consumer(1), progress),
             )?;
+            for further in (2..=CONSUMERS_MAX).map(Service::Consumer) {
+                if self.outdated(further) {
+                    self.start_step(further, progress).await?;
+                }
+            }
         }
         Ok(())
     }
@@ -120,7 +125,7 @@ impl Stack {
     /// Registers the connectors and waits until they and their tasks run.
     pub async fn register(&self, progress: &Progress) -> Result<(), StackError> {
         // A connector waits for a lost slot half an hour before it has a task.
-        health::slots().await.map_err(StackError::Slots)?;
+        health::slots(&self.places.root).await.map_err(StackError::Slots)?;
         let command = self.register_command();
         self.step("connectors", command, REGISTER_DEADLINE, "registered and running", progress)
             .await
@@ -145,12 +150,12 @@ impl Stack {
 
     /// A topic that has a partition on the broker's disk needs no slow question.
     async fn create_topics(&self, progress: &Progress) -> Result<(), StackError> {
-        for topic in TOPICS {
+        for topic in connectors::topics(&self.places.root)? {
             if self.places.state.join(format!("kafka/data/{topic}-0")).exists() {
                 continue;
             }
-            let command = tools::create_topic(&self.places, topic)?;
-            self.step("topics", command, TOPIC_DEADLINE, topic, progress).await?;
+            let command = tools::create_topic(&self.places, &topic)?;
+            self.step("topics", command, TOPIC_DEADLINE, &topic, progress).await?;
             tools::adopt_class_archive(&self.places);
         }
         Ok(())
@@ -164,7 +169,12 @@ impl Stack {
 
     async fn start_step(&self, service: Service, progress: &Progress) -> Result<(), StackError> {
         let step = progress.step(service.to_string(), "starting");
+        let outdated = self.outdated(service);
+        if outdated {
+            self.stop(service).await?;
+        }
         let text = match self.start(service).await? {
+            Started::Now if outdated => "ready (another build ran before)",
             Started::Now => "ready",
             Started::Before => "ready (ran already)",
         };

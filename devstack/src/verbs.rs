@@ -35,17 +35,17 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Chaos { args } => return Err(chaos(&stack, &args)),
         Verb::Guards(options) => return guards::run(&stack, &progress, &options).await,
         Verb::Bench { args } => {
-            bench_run::run(&stack, &cli.caller_directory, &args, &progress).await?;
+            bench_run::run(&stack, &cli.settings.caller_directory, &args, &progress).await?;
         }
         Verb::Load { args } => {
             let args = [vec!["load".to_owned()], args].concat();
-            bench_run::run(&stack, &cli.caller_directory, &args, &progress).await?;
+            bench_run::run(&stack, &cli.settings.caller_directory, &args, &progress).await?;
         }
         Verb::Fuzz(options) => return fuzz::run(stack.places(), &progress, &options).await,
-        Verb::Env => print(&exports()),
+        Verb::Env => print(&exports(&cli.no_proxy)),
         Verb::Kafka { tool, args } => {
             let mut command = devstack::kafka_tool(stack.places(), &tool, &args)?;
-            let error = command.current_dir(&cli.caller_directory).exec();
+            let error = command.current_dir(&cli.settings.caller_directory).exec();
             return Err(error).context("cannot run java");
         }
         Verb::Psql { database, args } => {
@@ -55,7 +55,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             };
             let mut command = Command::new("psql");
             command.arg(addresses::admin_url(database)).args(args);
-            let error = command.current_dir(&cli.caller_directory).exec();
+            let error = command.current_dir(&cli.settings.caller_directory).exec();
             return Err(error).context("cannot run psql; install PostgreSQL's client");
         }
         Verb::Register { watch: false } => stack.register(&progress).await?,
@@ -111,9 +111,13 @@ cdc-consumer   {}   status page, metrics at /metrics
     )
 }
 
-/// Values hold nothing a shell would expand inside single quotes.
-fn exports() -> String {
-    let lines = environment().into_iter().map(|(name, value)| format!("export {name}='{value}'"));
+/// Of every address, and of what keeps a proxy from being asked for them.
+fn exports(no_proxy: &str) -> String {
+    let no_proxy = ["NO_PROXY", "no_proxy"].map(|name| (name, no_proxy.to_owned()));
+    let lines = environment().into_iter().chain(no_proxy).map(|(name, value)| {
+        let value = value.replace('\'', r"'\''");
+        format!("export {name}='{value}'")
+    });
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -190,4 +194,17 @@ fn no_log(stack: &Stack, name: &str) -> anyhow::Error {
         return anyhow!("there are no logs yet; say ./dev up first");
     }
     anyhow!("there is no log of {name:?}; there are {}", names.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_that_is_given_the_addresses_asks_no_proxy_for_them() {
+        let text = format!("{}; printf '%s %s' \"$NO_PROXY\" \"$no_proxy\"", exports("a,b'c"));
+        let output = Command::new("sh").args(["-c", &text]).output().expect("a shell");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "a,b'c a,b'c");
+        assert!(text.contains("export KAFKA_BROKERS='127.0.0.1:9092'\n"), "{text}");
+    }
 }

@@ -2,6 +2,7 @@
 //! what to do.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -82,6 +83,34 @@ fn every_module_migration_and_decision_is_named_where_people_look() {
         ]
         .concat(),
     );
+}
+
+#[test]
+fn the_api_document_tells_of_every_route_and_problem_and_of_no_other() {
+    let sources = ["user-api/src", "post-api/src", "service/src"].map(|name| files(name, ".rs"));
+    let (mut routes, mut problems) = (BTreeSet::new(), BTreeSet::new());
+    for (_, text) in sources.concat() {
+        let source = text.split("#[cfg(test)]").next().unwrap();
+        for route in source.split(".route(").skip(1) {
+            // The last one ends with its function.
+            let route = route.split("\n}").next().unwrap();
+            let methods = ["get", "post", "put", "patch", "delete"].into_iter();
+            let methods = methods.filter(|method| route.contains(&format!("{method}(")));
+            let path = literals(route)[0];
+            routes.extend(methods.map(|method| format!("{} {path}", method.to_uppercase())));
+        }
+        let made = source.split("::new(").skip(1).map(str::trim_start);
+        let made = made.filter(|rest| rest.starts_with("StatusCode::"));
+        problems.extend(made.map(|rest| literals(rest)[0].to_owned()));
+    }
+    let document = read("docs/api.md");
+    let cell =
+        |line: &str, number| Some(line.split('|').nth(number)?.split('`').nth(1)?.to_owned());
+    let told: BTreeSet<_> = document.lines().filter_map(|line| cell(line, 1)).collect();
+    assert_eq!(told, routes);
+    let kinds =
+        document.split("### Errors").nth(1).unwrap().lines().filter_map(|line| cell(line, 2));
+    assert_eq!(kinds.collect::<BTreeSet<_>>(), problems);
 }
 
 #[test]

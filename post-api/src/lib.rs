@@ -18,10 +18,6 @@ mod waiting;
 /// Longest time a request may take, apart from waiting for a view, before it is answered with 503.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Most bytes of text in one answer, beyond which a page ends early: a thousand posts of 60 kB would be half of
-/// what a container may use.
-const PAGE_BYTES_MAX: i64 = 1024 * 1024;
-
 /// The whole service but `/metrics`, which belongs to the process.
 ///
 /// `view_wait` is how long a request waits for a view to show what it needs.

@@ -8,7 +8,7 @@ use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json as JsonAnswer, Router};
-use service::page::{Page, PageQuery};
+use service::page::{PAGE_BYTES_MAX, Page, PageQuery};
 use service::precondition::{IfMatch, etag};
 use service::problem::FieldError;
 use service::timestamp::Timestamp;
@@ -16,9 +16,9 @@ use service::together::Together;
 use service::{Json, Path, Problem, Query, database, together};
 use sqlx::PgPool;
 
+use crate::Service;
 use crate::post::{ChangedPost, NewPost, Post, PostBody, PostRow};
 use crate::waiting::until;
-use crate::{PAGE_BYTES_MAX, Service};
 
 const LIST_LIMIT_DEFAULT: i64 = 100;
 const LIST_LIMIT_MAX: i64 = 1000;
@@ -75,7 +75,7 @@ async fn list(
 /// that there is more.
 fn answer(page: Page, uri: &Uri, rows: Vec<PostRow>) -> Response {
     let posts: Vec<_> = rows.into_iter().map(Post::from).collect();
-    page.answer_within(PAGE_BYTES_MAX, uri, posts, |post| post.id, Post::text_bytes)
+    page.answer(uri, posts, |post| post.id, Post::text_bytes)
 }
 
 async fn by_department(

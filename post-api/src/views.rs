@@ -8,14 +8,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
-use service::page::PageQuery;
+use service::page::{PAGE_BYTES_MAX, PageQuery};
 use service::precondition::etag;
 use service::timestamp::Timestamp;
 use service::{Path, Problem, Query, database};
 use sqlx::PgPool;
 
+use crate::Service;
 use crate::waiting::until;
-use crate::{PAGE_BYTES_MAX, Service};
 
 /// Most users or departments in one answer, and how many a request gets that does not say. More follow under
 /// the address in the `Link` header.
@@ -101,7 +101,7 @@ async fn users(
     .fetch_all(&service.pool)
     .await
     .map_err(database::problem)?;
-    Ok(page.answer_within(PAGE_BYTES_MAX, &uri, users, |user| user.id, UserRow::text_bytes))
+    Ok(page.answer(&uri, users, |user| user.id, UserRow::text_bytes))
 }
 
 /// With `minVersion` the answer is at least as new as that version, or 504 if the view does not
@@ -175,5 +175,5 @@ async fn departments(
     .map_err(database::problem)?;
     let (name, bytes) =
         (|row: &DepartmentRow| row.department.clone(), |row: &DepartmentRow| row.department.len());
-    Ok(page.answer_within(PAGE_BYTES_MAX, &uri, departments, name, bytes))
+    Ok(page.answer(&uri, departments, name, bytes))
 }

@@ -1,11 +1,13 @@
 //! Keyset pages: `?after=KEY&limit=N`, answered with an array and a `Link: <...>; rel="next"`.
 
 use std::fmt::Display;
+use std::pin::pin;
 
 use axum::Json;
 use axum::http::header::LINK;
 use axum::http::{HeaderValue, Uri};
 use axum::response::{IntoResponse, Response};
+use futures_util::{Stream, TryStreamExt};
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +15,10 @@ use crate::Problem;
 
 /// What stands in a query as it is.
 const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Most bytes of text in one answer, beyond which a page ends early: a thousand rows of 60 kB would be half of
+/// what a container may use.
+pub const PAGE_BYTES_MAX: i64 = 1024 * 1024;
 
 /// The query part of a list request.
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -59,35 +65,52 @@ impl<K> Page<K> {
         self.limit + 1
     }
 
-    /// The answer to the request for `uri`, made of the rows fetched.
+    /// Of the rows of a query as they come, those up to the first that makes the answer too long.
+    pub async fn take<T, E>(
+        &self,
+        rows: impl Stream<Item = Result<T, E>>,
+        bytes: impl Fn(&T) -> usize,
+    ) -> Result<Vec<T>, E> {
+        let mut rows = pin!(rows);
+        let (mut taken, mut sum) = (vec![], 0);
+        while sum <= bytes_max()
+            && let Some(row) = rows.try_next().await?
+        {
+            sum += bytes(&row);
+            taken.push(row);
+        }
+        Ok(taken)
+    }
+
+    /// The answer to the request for `uri`, made of the rows fetched: of as many as have [`PAGE_BYTES_MAX`]
+    /// bytes together, but one at least. Of the rows that did not fit, the first must have been fetched.
     pub fn answer<T: Serialize, I: Display>(
         &self,
         uri: &Uri,
         rows: Vec<T>,
         key: impl Fn(&T) -> I,
+        bytes: impl Fn(&T) -> usize,
     ) -> Response {
-        self.answer_within(0, uri, rows, key, |_| 0)
+        self.answer_within(bytes_max(), uri, rows, key, bytes)
     }
 
-    /// The same, of as many rows as have `bytes_max` bytes together, but one at least. Of the rows that did
-    /// not fit, the first must have been fetched.
-    pub fn answer_within<T: Serialize, I: Display>(
+    fn answer_within<T: Serialize, I: Display>(
         &self,
-        bytes_max: i64,
+        bytes_max: usize,
         uri: &Uri,
         mut rows: Vec<T>,
         key: impl Fn(&T) -> I,
         bytes: impl Fn(&T) -> usize,
     ) -> Response {
         let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
-        let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
         let mut sum = 0;
         let fits = |row: &&T| {
             sum += bytes(row);
             sum <= bytes_max
         };
         let shown = rows.iter().take(limit).take_while(fits).count().max(1);
-        let more = rows.len() > shown;
+        // Behind a row that is too long alone, nothing was fetched.
+        let more = rows.len() > shown || sum > bytes_max;
         rows.truncate(shown);
         let next = rows.last().filter(|_| more).map(|row| self.link(uri, &key(row).to_string()));
         let mut response = Json(rows).into_response();
@@ -106,6 +129,10 @@ impl<K> Page<K> {
     }
 }
 
+fn bytes_max() -> usize {
+    usize::try_from(PAGE_BYTES_MAX).unwrap_or(usize::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,7 +141,7 @@ mod tests {
         let query = PageQuery::<i64> { after: None, limit: Some(limit) };
         let page = query.page(10, 100).unwrap();
         let uri = Uri::from_static("/by/%EA%B0%9C?after=0");
-        let response = page.answer(&uri, rows, |row| *row);
+        let response = page.answer(&uri, rows, |row| *row, |_| 0);
         let seen = response.headers().get(LINK).map(|value| value.to_str().unwrap());
         assert_eq!(seen, link);
     }
@@ -131,9 +158,19 @@ mod tests {
         let query = PageQuery { after: Some("가".to_owned()), limit: Some(1) };
         let page = query.page(10, 100).unwrap();
         assert_eq!(page.after_name(), Some("가"));
-        let response = page.answer(&Uri::from_static("/"), vec!["R&D-1 나", "b"], |row| *row);
+        let response =
+            page.answer(&Uri::from_static("/"), vec!["R&D-1 나", "b"], |row| *row, |_| 0);
         let link = response.headers().get(LINK).unwrap().to_str().unwrap();
         assert_eq!(link, "</?after=R%26D-1%20%EB%82%98&limit=1>; rel=\"next\"");
+    }
+
+    #[test]
+    fn a_row_that_is_too_long_alone_does_not_end_the_list() {
+        let query = PageQuery::<i64> { after: None, limit: Some(9) };
+        let page = query.page(10, 100).unwrap();
+        let response =
+            page.answer(&Uri::from_static("/"), vec![5], |row| *row, |_| bytes_max() + 1);
+        assert_eq!(response.headers()[LINK], "</?after=5&limit=9>; rel=\"next\"");
     }
 
     #[test]

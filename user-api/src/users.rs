@@ -57,6 +57,14 @@ pub(crate) struct UserRow {
     pub(crate) version: i64,
 }
 
+impl UserRow {
+    /// The size of its text, as PostgreSQL counts it.
+    fn text_bytes(&self) -> usize {
+        let Self { name, email, department, status, .. } = self;
+        [name, email, department, status].into_iter().map(String::len).sum()
+    }
+}
+
 async fn list(
     State(service): State<Service>,
     uri: Uri,
@@ -74,10 +82,9 @@ async fn list(
         page.after(),
         page.fetch_limit(),
     )
-    .fetch_all(&service.pool)
-    .await
-    .map_err(database::problem)?;
-    Ok(page.answer(&uri, users, |user| user.id))
+    .fetch(&service.pool);
+    let users = page.take(users, UserRow::text_bytes).await.map_err(database::problem)?;
+    Ok(page.answer(&uri, users, |user| user.id, UserRow::text_bytes))
 }
 
 async fn create(

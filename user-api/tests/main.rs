@@ -31,6 +31,30 @@ async fn created(api: &Api, user: &Value) -> Answer {
     answer
 }
 
+/// Written past the service, which takes none so long.
+#[tokio::test]
+async fn a_page_of_users_with_long_names_ends_early_and_links_to_the_rest() {
+    with_api(async |api| {
+        sqlx::query(
+            "insert into users (name, email, department)
+             select repeat('가', 10000), number || repeat('e', 29000), repeat('d', 1000)
+             from generate_series(1, 40) as number",
+        )
+        .execute(&api.pool)
+        .await
+        .unwrap();
+        let (ids, sizes) = api.walk("/api/users?limit=30").await;
+        // 17 times 60,000 bytes and a few stay below a mebibyte.
+        assert_eq!(sizes, [17, 17, 6]);
+        assert_eq!(ids, (1..=40).collect::<Vec<i64>>());
+        let longer = "update users set name = repeat('n', 2000000) where id in (1, 3)";
+        sqlx::query(longer).execute(&api.pool).await.unwrap();
+        let (ids, sizes) = api.walk("/api/users?limit=9").await;
+        assert_eq!((ids.len(), &sizes[..4]), (40, &[1, 1, 1, 9][..]));
+    })
+    .await;
+}
+
 /// Written past the service, which gives no such times.
 #[tokio::test]
 async fn a_row_whose_times_no_calendar_has_is_shown_among_the_others() {

@@ -45,10 +45,13 @@ async fn no_proxy_stands_before_the_local_stack() {
 
     let mut command = dev(&root, &bin);
     command.arg("status").env("JAVA_HOME", root.join("java")).env_remove("CARGO_TARGET_DIR");
-    command.env("NO_PROXY", "example.com").env_remove("no_proxy");
-    let done = ended(command.output().await.unwrap());
     let hosts = "127.0.0.1,localhost,example.com";
-    assert_eq!((done.code, done.text.trim()), (Some(0), format!("{hosts} {hosts}").as_str()));
+    // Also in a shell that has been given the addresses, which are printed with these.
+    for (upper, lower) in [("example.com", ""), ("", "example.com"), (hosts, hosts)] {
+        command.env("NO_PROXY", upper).env("no_proxy", lower);
+        let done = ended(command.output().await.unwrap());
+        assert_eq!((done.code, done.text.trim()), (Some(0), format!("{hosts} {hosts}").as_str()));
+    }
     fs::remove_dir_all(root).unwrap();
 }
 

@@ -25,6 +25,8 @@ const EQUAL_DEADLINE: Duration = Duration::from_mins(3);
 const CONSUMER: Service = Service::Consumer(1);
 /// What the script says by its exit code when the group has members.
 const STILL_ACTIVE: i32 = 4;
+/// ... when it cannot mean what it was told.
+const WRONG_USAGE: i32 = 2;
 /// ... when it found nothing to reach Kafka with.
 const NO_TOOLS: i32 = 3;
 
@@ -97,6 +99,35 @@ async fn the_script_asks_the_local_stack_only_where_it_was_built() {
     let with = run().await;
     assert!(root.join("asked").exists(), "./dev was not run: {}", with.text);
     fs::remove_dir_all(root).unwrap();
+}
+
+#[tokio::test]
+async fn a_reset_to_an_offset_is_one_partitions_and_says_what_kafka_made_of_it() {
+    let bin = temporary();
+    fs::create_dir_all(&bin).unwrap();
+    program(&bin.join("kafka-get-offsets"), "echo t:0:2; echo t:1:9");
+    let groups = "case \"$*\" in *--state*) echo Empty; exit ;; esac
+        echo 'date WARN New offset (5) is higher than latest offset' >&2
+        echo 'GROUP TOPIC PARTITION NEW-OFFSET'; echo 'g t 0 2'; echo \"$*\" >> \"${0%/*}/asked\"";
+    program(&bin.join("kafka-consumer-groups"), groups);
+    let reset = async |arguments: &[&str]| {
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let mut command = Command::new(repository.join("scripts/kafka-replay.sh"));
+        command.args(["-t", "t", "-r", "g", "-o", "5"]).args(arguments);
+        command.env("PATH", format!("{}:/usr/bin:/bin", bin.display()));
+        ended(command.output().await.unwrap())
+    };
+
+    let of_all = reset(&[]).await;
+    assert_eq!(of_all.code, Some(WRONG_USAGE), "{}", of_all.text);
+    assert!(of_all.text.contains("-p") && !bin.join("asked").exists(), "{}", of_all.text);
+
+    let of_one = reset(&["-p", "0"]).await;
+    assert_eq!(of_one.code, Some(0), "{}", of_one.text);
+    for said in ["SKIPS", "higher than latest offset", "g t 0 2"] {
+        assert!(of_one.text.contains(said), "{}", of_one.text);
+    }
+    fs::remove_dir_all(bin).unwrap();
 }
 
 pub(crate) fn temporary() -> PathBuf {

@@ -64,7 +64,7 @@ impl System {
         tokio::task::spawn_blocking(move || file.lock().map(|()| file)).await.unwrap().unwrap()
     }
 
-    /// Starts what is missing, lets go on what is paused, stops what is too much.
+    /// Starts what is missing, lets go on what is paused, stops what is too much or not what is tested.
     async fn mend(&self) {
         let any = Service::STANDARD.into_iter().any(|each| self.stack.running(each).is_some());
         assert!(any, "the local stack is not up; say ./dev up first");
@@ -75,7 +75,7 @@ impl System {
             if self.stack.status(service).await.state == State::Paused {
                 self.stack.resume(service).unwrap();
             }
-            if self.outdated(service) {
+            if self.stack.outdated(service) {
                 self.stack.stop(service).await.unwrap();
             }
             self.stack.start(service).await.unwrap();
@@ -83,14 +83,6 @@ impl System {
         if self.connectors().await.is_err() {
             self.stack.register(&Progress::silent()).await.unwrap();
         }
-    }
-
-    /// Whether the program was built again since this process started: what runs would not be
-    /// what is tested. Only Linux tells.
-    fn outdated(&self, service: Service) -> bool {
-        let Some(running) = self.stack.running(service) else { return false };
-        std::fs::read_link(format!("/proc/{}/exe", running.pid))
-            .is_ok_and(|program| program.to_string_lossy().ends_with(" (deleted)"))
     }
 
     /// Removes the rows that tests wrote, so that the system stays small.

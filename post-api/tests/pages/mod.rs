@@ -81,7 +81,7 @@ async fn a_page_of_long_posts_ends_early_and_links_to_the_rest() {
         .await
         .unwrap();
         for first in ["/api/posts?limit=30", "/api/posts/by-department/team?limit=30"] {
-            let (ids, sizes) = walk(&api, first).await;
+            let (ids, sizes) = api.walk(first).await;
             // 17 times 60,000 bytes stay below a mebibyte.
             assert_eq!(sizes, [17, 17, 6]);
             assert_eq!(ids, (1..=40).collect::<Vec<i64>>());
@@ -100,7 +100,7 @@ async fn a_page_of_posts_with_long_titles_and_authors_ends_early_and_links_to_th
              select repeat('t', 30000), 'content', 6 from generate_series(1, 40)";
         sqlx::query(fill).execute(&api.pool).await.unwrap();
         for first in ["/api/posts", "/api/posts/by-department/team"] {
-            let (ids, sizes) = walk(&api, first).await;
+            let (ids, sizes) = api.walk(first).await;
             // 17 times 60,000 bytes and a few stay below a mebibyte.
             assert_eq!(sizes, [17, 17, 6]);
             assert_eq!(ids, (1..=40).collect::<Vec<i64>>());
@@ -152,20 +152,6 @@ async fn a_page_of_long_departments_ends_early_and_links_to_the_rest() {
     .await;
 }
 
-/// Ids on a page and those it links to, and how many each page has.
-async fn walk(api: &Api, first: &str) -> (Vec<i64>, Vec<usize>) {
-    let (mut ids, mut sizes, mut path) = (vec![], vec![], first.to_owned());
-    loop {
-        let page = api.get(&path).await;
-        let rows = page.body.as_array().unwrap();
-        ids.extend(rows.iter().map(|row| row["id"].as_i64().unwrap()));
-        sizes.push(rows.len());
-        let Some(link) = page.headers.get("link") else { return (ids, sizes) };
-        let link = link.to_str().unwrap();
-        link.strip_prefix('<').unwrap().split('>').next().unwrap().clone_into(&mut path);
-    }
-}
-
 /// The view says nothing of how long a name is.
 #[tokio::test]
 async fn a_page_of_users_with_long_names_ends_early_and_links_to_the_rest() {
@@ -179,7 +165,7 @@ async fn a_page_of_users_with_long_names_ends_early_and_links_to_the_rest() {
         .execute(&mut view)
         .await
         .unwrap();
-        let (ids, sizes) = walk(&api, "/api/posts/users").await;
+        let (ids, sizes) = api.walk("/api/posts/users").await;
         assert_eq!(sizes, [17, 17, 6]);
         assert_eq!(ids, (1..=40).collect::<Vec<i64>>());
     })

@@ -106,6 +106,20 @@ impl Api {
         Answer { status: parts.status, headers: parts.headers, body }
     }
 
+    /// Ids on a page and those it links to, and how many each page has.
+    pub(crate) async fn walk(&self, first: &str) -> (Vec<i64>, Vec<usize>) {
+        let (mut ids, mut sizes, mut path) = (vec![], vec![], first.to_owned());
+        loop {
+            let page = self.get(&path).await;
+            let rows = page.body.as_array().unwrap();
+            ids.extend(rows.iter().map(|row| row["id"].as_i64().unwrap()));
+            sizes.push(rows.len());
+            let Some(link) = page.headers.get("link") else { return (ids, sizes) };
+            let link = link.to_str().unwrap();
+            link.strip_prefix('<').unwrap().split('>').next().unwrap().clone_into(&mut path);
+        }
+    }
+
     /// Answers to requests that meet, and how many statements read `table` for them: no statement gets
     /// on before all were sent. As many others are sent and given up meanwhile.
     pub(crate) async fn meet(

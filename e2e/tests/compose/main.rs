@@ -1,12 +1,17 @@
 //! `docker-compose.yml` describes the system that devstack runs. No container engine is needed to
 //! find out where the two have drifted apart: the file is read and compared with devstack's constants.
 
+mod files;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use devstack::addresses;
-use serde_json::Value;
+
+use crate::files::{
+    Compose, connector, connector_path, connectors, env_example, environment, local_properties,
+    root, settings_of, strings, with_default_passwords,
+};
 
 #[test]
 fn images_have_the_versions_of_the_local_stack() {
@@ -63,6 +68,30 @@ fn example_settings_are_what_dev_env_prints_and_compose_knows_each() {
     let missing: Vec<&String> =
         example.names.iter().filter(|name| !known.contains(*name)).collect();
     assert!(missing.is_empty(), "settings of .env.example that no service has: {missing:?}");
+}
+
+#[test]
+fn each_program_has_its_settings_wherever_it_runs() {
+    let (compose, example) = (Compose::read(), env_example());
+    for (program, services) in [
+        ("user-api", &["user-api"][..]),
+        ("post-api", &["post-api"]),
+        ("cdc-consumer", &["post-service-kafka", "shell"]),
+        ("migrate", &["migrate", "shell"]),
+    ] {
+        for setting in settings_of(program).intersection(&example.names) {
+            // A rebuild's, which is said in the shell.
+            let by_hand = program == "cdc-consumer" && setting == "POST_DATABASE_ADMIN_URL";
+            for service in services.iter().filter(|service| !by_hand || **service == "shell") {
+                let has = compose.environment(service).contains_key(setting);
+                assert!(has, "{service} runs {program}, and has no {setting}");
+            }
+        }
+    }
+    let shell = compose.environment("shell");
+    for (setting, value) in compose.environment("post-service-kafka") {
+        assert_eq!(shell[&setting], value, "a rebuild has another {setting} than the consumer");
+    }
 }
 
 #[test]
@@ -144,31 +173,36 @@ fn disks_stay_bounded_when_a_reader_stays_away() {
     for setting in ["KAFKA_LOG_RETENTION_BYTES", "KAFKA_LOG_SEGMENT_BYTES"] {
         assert!(kafka[setting].parse::<u64>().is_ok(), "{setting} is not a size");
     }
-    for name in addresses::CONNECTORS {
+    for name in connectors() {
         for (setting, value) in addresses::TOPIC_SETTINGS {
-            let given = &connector(name)[format!("topic.creation.default.{setting}")];
+            let given = &connector(&name)[format!("topic.creation.default.{setting}")];
             assert_eq!(given, value, "{name}: {setting}");
         }
     }
 }
 
 #[test]
-fn connectors_feed_the_topics_of_the_local_stack_from_its_databases() {
-    let files: BTreeSet<String> = fs::read_dir(root().join("connectors"))
-        .expect("connectors/ can be read")
-        .map(|entry| entry.expect("an entry can be read").file_name())
-        .filter_map(|name| Some(name.to_str()?.strip_suffix(".json")?.to_owned()))
-        .collect();
-    assert_eq!(files, addresses::CONNECTORS.map(str::to_owned).into());
-
+fn the_examples_connectors_feed_the_topics_of_the_local_stack_from_its_databases() {
     let topics = addresses::CONNECTORS.map(|name| {
         connector(name)["transforms.route.replacement"].as_str().expect("a text").to_owned()
     });
     assert_eq!(topics, addresses::TOPICS.map(str::to_owned));
     let databases = addresses::CONNECTORS.map(|name| connector(name)["database.dbname"].clone());
     assert_eq!(databases, [addresses::USER_DATABASE, addresses::POST_DATABASE]);
-    let slots = addresses::CONNECTORS.map(|name| connector(name)["slot.name"].clone());
-    assert_eq!(slots, addresses::SLOTS);
+}
+
+/// Whoever adds a connector copies another one.
+#[test]
+fn no_two_connectors_share_a_slot_a_prefix_or_a_topic() {
+    for setting in ["slot.name", "topic.prefix", "transforms.route.replacement"] {
+        let mut owners = BTreeMap::new();
+        for name in connectors() {
+            let value = connector(&name)[setting].to_string();
+            if let Some(other) = owners.insert(value, name.clone()) {
+                panic!("{other} and {name} have the same {setting}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -178,8 +212,9 @@ fn the_secrets_file_holds_every_key_that_connectors_refer_to() {
     let keys: BTreeSet<&str> =
         content.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
     let mut referred = BTreeSet::new();
-    for name in addresses::CONNECTORS {
-        let settings = fs::read_to_string(connector_path(name)).expect("the connector can be read");
+    for name in connectors() {
+        let settings =
+            fs::read_to_string(connector_path(&name)).expect("the connector can be read");
         for reference in settings.split("${file:@SECRETS_FILE@:").skip(1) {
             referred.insert(reference.split_once('}').expect("a closed reference").0.to_owned());
         }
@@ -283,115 +318,4 @@ fn names_the_original_example_used_still_work() {
         let mount = format!("./scripts/kafka-tool.sh:/usr/local/bin/{tool}:ro");
         assert!(tools.contains(&mount), "docker exec -it kafka {tool}");
     }
-}
-
-/// The parsed compose file.
-struct Compose {
-    file: Value,
-}
-
-impl Compose {
-    fn read() -> Self {
-        let text = fs::read_to_string(root().join("docker-compose.yml"))
-            .expect("docker-compose.yml can be read");
-        Self { file: serde_saphyr::from_str(&text).expect("docker-compose.yml is YAML") }
-    }
-
-    fn services(&self) -> impl Iterator<Item = (&String, &Value)> {
-        self.file["services"].as_object().expect("services is a map").iter()
-    }
-
-    fn has(&self, service: &str) -> bool {
-        self.file["services"].get(service).is_some()
-    }
-
-    fn service(&self, name: &str) -> &Value {
-        assert!(self.has(name), "there is no service {name}");
-        &self.file["services"][name]
-    }
-
-    fn text(&self, service: &str, field: &str) -> &str {
-        let value = &self.service(service)[field];
-        value.as_str().unwrap_or_else(|| panic!("{service} {field} is {value}, not a text"))
-    }
-
-    fn environment(&self, service: &str) -> BTreeMap<String, String> {
-        environment(self.service(service))
-    }
-}
-
-fn environment(service: &Value) -> BTreeMap<String, String> {
-    let values = service["environment"].as_object().into_iter().flatten();
-    values
-        .map(|(name, value)| {
-            let text = value.as_str().unwrap_or_else(|| panic!("{name} is {value}: quote it"));
-            (name.clone(), text.to_owned())
-        })
-        .collect()
-}
-
-/// The fixed `name=value` lines of the configuration files that devstack writes. They are read from
-/// its source because nothing but this test needs them outside the crate.
-fn local_properties() -> BTreeMap<String, String> {
-    let lines = include_str!("../../devstack/src/configuration.rs").lines();
-    let settings = lines.filter_map(|line| {
-        let (name, value) = line.rsplit_once('"').map_or(line, |(_, tail)| tail).split_once('=')?;
-        let plain = name.chars().all(|c| c.is_ascii_lowercase() || c == '.');
-        plain.then(|| (name.to_owned(), value.to_owned()))
-    });
-    settings.collect()
-}
-
-/// `.env.example`: what it sets, and every name in it including those commented out.
-struct EnvExample {
-    set: BTreeMap<String, String>,
-    names: BTreeSet<String>,
-}
-
-fn env_example() -> EnvExample {
-    let text = fs::read_to_string(root().join(".env.example")).expect(".env.example can be read");
-    let mut example = EnvExample { set: BTreeMap::new(), names: BTreeSet::new() };
-    for line in text.lines() {
-        let (active, setting) =
-            line.strip_prefix('#').map_or((true, line), |rest| (false, rest.trim_start()));
-        let Some((name, value)) = setting.split_once('=') else { continue };
-        if !name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_') {
-            continue;
-        }
-        example.names.insert(name.to_owned());
-        if active {
-            example.set.insert(name.to_owned(), value.to_owned());
-        }
-    }
-    example
-}
-
-/// `${NAME:-default}` as compose reads it when nothing is set.
-fn with_default_passwords(text: &str) -> String {
-    let mut parts = text.split("${");
-    let mut plain = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let (variable, rest) = part.split_once('}').expect("a closed variable");
-        plain.push_str(variable.split_once(":-").expect("a default").1);
-        plain.push_str(rest);
-    }
-    plain
-}
-
-fn strings(list: &Value) -> Vec<String> {
-    let items = list.as_array().into_iter().flatten();
-    items.map(|item| item.as_str().expect("a text").to_owned()).collect()
-}
-
-fn connector(name: &str) -> Value {
-    let text = fs::read_to_string(connector_path(name)).expect("the connector can be read");
-    serde_json::from_str(&text).expect("the connector is JSON")
-}
-
-fn connector_path(name: &str) -> PathBuf {
-    root().join("connectors").join(format!("{name}.json"))
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate has a parent directory")
 }
