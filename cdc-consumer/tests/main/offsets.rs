@@ -95,7 +95,7 @@ async fn a_topic_that_begins_late_is_read_from_its_first_record() {
 }
 
 /// Ten records are applied, then the topic is another one, with so many others.
-async fn recreated(world: &World, record_count: i64) -> (Feed, String, Users) {
+pub(crate) async fn recreated(world: &World, record_count: i64) -> (Feed, String, Users) {
     let feed = user_feed(world, 1).await;
     let views = user_views(&feed.topic);
     let mut users = Users::default();
