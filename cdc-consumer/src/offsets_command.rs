@@ -47,14 +47,18 @@ pub async fn reset(settings: &ResetSettings, out: &mut impl Write) -> anyhow::Re
     });
     // First, lest a consumer that starts in between follow the earlier order behind ours.
     let overruled = kafka_admin::overrule(&settings.kafka, &targets.collect::<Vec<_>>()).await;
-    overruled.with_context(|| {
+    let overruled = overruled.with_context(|| {
         format!(
             "nothing was moved: an earlier reset of group {} with Kafka's tools could not be taken back, and \
              a consumer that starts would follow that one; stop its members and say this again",
             settings.kafka.consumer_group
         )
     })?;
-    move_all(&mut connection, generation, settings, &moves).await.context("nothing was moved")
+    move_all(&mut connection, generation, settings, &moves).await.context(if overruled {
+        "nothing was moved, but the earlier reset with Kafka's tools was taken back: no consumer will follow that one either"
+    } else {
+        "nothing was moved"
+    })
 }
 
 /// Where the chosen offsets go. Fails where they cannot.
