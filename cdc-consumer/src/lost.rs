@@ -78,7 +78,7 @@ async fn missing(
         Err(error) if keys_differ(&error) => {
             tracing::warn!(
                 table = table.name,
-                "the key has other columns or types than in the views readers see: whether their rows are all in the new \
+                "the key has other columns, types or collations than in the views readers see: whether their rows are all in the new \
                  ones cannot be told; compare these with the source (`cdc-consumer verify`)"
             );
             Ok(0)

@@ -48,7 +48,7 @@ async fn remove_from(
         Err(error) if keys_differ(&error) => {
             tracing::warn!(
                 table = table.name,
-                "the key has other columns or types than in the views readers see: rows that an earlier \
+                "the key has other columns, types or collations than in the views readers see: rows that an earlier \
                  snapshot swept there may be back in the new ones; compare these with the source \
                  (`cdc-consumer verify`)"
             );
@@ -69,8 +69,8 @@ pub(crate) async fn is_known(
     known.fetch_one(connection).await
 }
 
-/// A column that is not there, or two types that nothing compares.
+/// A column that is not there, two types that nothing compares, or two collations, neither of which is the default.
 pub(crate) fn keys_differ(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    matches!(code.as_deref(), Some("42703" | "42883"))
+    matches!(code.as_deref(), Some("42703" | "42883" | "42P22"))
 }
