@@ -108,7 +108,7 @@ impl Observer {
     }
 
     /// Fails where a log does not reach back to what was built: rows that did not change since would be
-    /// missing from the new views. So it does where what was built stood still for longer than the topics
+    /// missing from the new views. So it does where a partition of it stood still for longer than the topics
     /// remember what was deleted: the rows would be back.
     async fn logs_suffice(
         &mut self,
@@ -135,7 +135,7 @@ impl Observer {
             }
         }
         ensure!(
-            reached(built, &ends(bounds)) || !self.stood_still(deleted_keys_kept).await?,
+            !self.stood_still(built, &ends(bounds), deleted_keys_kept).await?,
             "generation {generation} has been standing still for longer than {} (CONSUMER_DELETED_KEYS_KEPT): the \
              topics may not tell any more which of its rows were deleted since; drop it (`migrate drop --generation \
              {generation}`) and say it again without its number",
@@ -144,14 +144,26 @@ impl Observer {
         Ok(())
     }
 
-    /// Whether none of what was built changed for so long.
-    async fn stood_still(&mut self, period: Duration) -> anyhow::Result<bool> {
+    /// Whether a partition that is behind the end of its log was last moved, or known to be there ([`leave`]), so long ago.
+    async fn stood_still(
+        &mut self,
+        built: &Offsets,
+        ends: &Offsets,
+        period: Duration,
+    ) -> anyhow::Result<bool> {
         let schema = schema_of(self.place.generation);
         let sql = format!(
-            "select coalesce(now() - max(updated_at) > make_interval(secs => $1), false)
-             from {schema}.cdc_offset"
+            "select exists (
+                 select from {schema}.cdc_offset o
+                 join unnest($1::text[], $2::int[]) as b (topic, partition) using (topic, partition)
+                 where now() - o.updated_at > make_interval(secs => $3))"
         );
-        let read = sqlx::query_scalar(&sql).bind(period.as_secs_f64());
+        let behind: Vec<_> =
+            behind(built, ends).into_iter().map(|(partition, _)| partition).collect();
+        let read = sqlx::query_scalar(&sql)
+            .bind(behind.iter().map(|partition| partition.topic.as_str()).collect::<Vec<_>>())
+            .bind(behind.iter().map(|partition| partition.number).collect::<Vec<_>>())
+            .bind(period.as_secs_f64());
         let read = read.fetch_one(self.connected().await?).await;
         read.context("could not read when the generation was built")
     }
@@ -232,6 +244,20 @@ pub(crate) async fn hold(
     let published = database::published(tx).await;
     replaces(place, published.context("could not read which views readers see")?)?;
     Ok(next_of(progress(&rows)?))
+}
+
+/// Notes that the old views are as new as the new ones, where they are: going back to them, a partition that was quiet
+/// for long has not been standing still for as long.
+pub(crate) async fn leave(tx: &mut PgConnection, place: Place) -> anyhow::Result<()> {
+    let sql = format!(
+        "update {old}.cdc_offset o set updated_at = now()
+         from {new}.cdc_offset n
+         where n.topic = o.topic and n.partition = o.partition and n.next_offset = o.next_offset",
+        old = schema_of(place.published),
+        new = schema_of(place.generation),
+    );
+    let left = sqlx::query(&sql).execute(tx).await;
+    left.map(drop).context("could not note how new the old views are")
 }
 
 /// Fails when readers no longer see the generation that was to be replaced: what was built is compared with

@@ -94,7 +94,8 @@ pub async fn rebuild(
                 builder.stop().await?;
                 swept::remove(&database, place, &specs).await?;
                 check_dead_letters(settings, tx, place).await?;
-                lost.check().await
+                lost.check().await?;
+                catch_up::leave(tx, place).await
             })
             .await
         }

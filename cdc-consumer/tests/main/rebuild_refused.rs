@@ -71,6 +71,41 @@ async fn a_generation_older_than_the_memory_of_deleted_keys_is_not_gone_on_with(
     world.shows("public.user_view", &users.as_view()).await;
 }
 
+/// A rebuild that was broken off had moved the other one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_partition_that_stood_still_for_too_long_is_enough() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let mut users = Users::default();
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    feed.send(&world, &users.puts(1..=10)).await;
+    world.drained(&feed.topic, 2).await;
+    consumer.stop().await;
+    rebuild(&world, &feed, &[]).await.expect("a rebuild");
+    let old = "update cdc_offset set updated_at = now() - interval '8 days' where partition = 1";
+    world.sql(old).await;
+    feed.send(&world, &users.puts(1..=10)).await;
+    let refused = rebuild(&world, &feed, &["--generation=1"]).await.expect_err("too old");
+    assert!(refused.to_string().contains("standing still for longer than 7days"), "{refused}");
+    assert_eq!(current(&world).await, "2");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn views_left_a_while_ago_are_gone_back_to_though_a_partition_was_quiet_for_longer() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    feed.send(&world, &users.puts(1..=5)).await;
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    world.sql("update cdc_offset set updated_at = now() - interval '8 days'").await;
+    rebuild(&world, &feed, &[]).await.expect("a rebuild");
+    feed.send(&world, &users.puts(1..=5)).await;
+    rebuild(&world, &feed, &["--generation=1"]).await.expect("left just now");
+    world.shows("public.user_view", &users.as_view()).await;
+}
+
 /// Its rows are those of the earlier log: readers would see them go backward, and what only the new log told vanish.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_generation_of_an_earlier_log_is_not_gone_on_with() {
