@@ -8,44 +8,64 @@ use sqlx::PgConnection;
 
 use crate::catalog::{SOURCE_EPOCH, SOURCE_LSN, Table};
 use crate::database::{Database, Place, schema_of};
-use crate::sql::{deleted_table, quote};
+use crate::sql::{deleted_table, literal, names, quote};
 use crate::sweep_sql::same_key;
 use crate::swept::{is_known, keys_differ};
 use crate::view::ViewSpec;
 
-/// Looks for rows that are missing in the new views.
+/// Rows that the new views lacked at a look.
 pub(crate) struct Lost<'s> {
-    database: &'s Database,
+    /// Its temporary tables hold their keys.
+    connection: PgConnection,
     place: Place,
-    /// Those that may lack some.
-    views: Vec<&'s ViewSpec>,
+    views: Vec<(&'s ViewSpec, Table, String)>,
 }
 
 impl<'s> Lost<'s> {
-    pub(crate) fn new(database: &'s Database, place: Place, specs: &'s [ViewSpec]) -> Self {
-        Self { database, place, views: specs.iter().collect() }
-    }
-
-    /// Looks before anybody is held up. A view that lacks rows is looked at again in [`Self::check`]: the new one may only
-    /// be a little behind.
-    pub(crate) async fn look(&mut self) -> anyhow::Result<()> {
-        let mut connection = self.database.connect_to(self.place.generation).await?;
-        let mut lacking = vec![];
-        for spec in &self.views {
-            if missing(&mut connection, self.place, spec).await? > 0 {
-                lacking.push(*spec);
+    /// Looks before anybody is held up: at that moment the new views may only be a little behind.
+    pub(crate) async fn look(
+        database: &Database,
+        place: Place,
+        specs: &'s [ViewSpec],
+    ) -> anyhow::Result<Self> {
+        let mut connection = database.connect_to(place.generation).await?;
+        let (new, old) = (schema_of(place.generation), schema_of(place.published));
+        let mut views = vec![];
+        for (number, spec) in specs.iter().enumerate() {
+            let table = Table::read(&mut connection, &new, &spec.table).await?;
+            if !is_known(&mut connection, &table, &old).await? {
+                continue; // a view that is new
+            }
+            let keys = format!("pg_temp.lacking_{number}");
+            let look = look_sql(&table, spec, &old, &keys);
+            match sqlx::query(&look).execute(&mut connection).await {
+                Err(error) if keys_differ(&error) => tracing::warn!(
+                    table = table.name,
+                    "the key has other columns, types or collations than in the views readers see: whether their \
+                     rows are all in the new ones cannot be told; compare these with the source (`cdc-consumer verify`)"
+                ),
+                looked => {
+                    let looked = looked.with_context(|| {
+                        format!("could not look for rows that {} lacks", spec.table)
+                    });
+                    if looked?.rows_affected() > 0 {
+                        views.push((spec, table, keys));
+                    }
+                }
             }
         }
-        self.views = lacking;
-        Ok(())
+        Ok(Self { connection, place, views })
     }
 
-    /// Fails where rows are missing, once nobody changes either generation.
-    pub(crate) async fn check(&self) -> anyhow::Result<()> {
-        let generation = self.place.generation;
-        let mut connection = self.database.connect_to(generation).await?;
-        for spec in &self.views {
-            let rows = missing(&mut connection, self.place, spec).await?;
+    /// Fails where some are still missing, once nobody changes either generation. Others cannot be: the old views
+    /// got theirs from the logs since, which the new ones have read as far.
+    pub(crate) async fn check(&mut self) -> anyhow::Result<()> {
+        let Self { connection, place: Place { generation, published }, views } = self;
+        for (spec, table, keys) in views {
+            let sql = check_sql(table, spec, &schema_of(*published), keys);
+            let counted = sqlx::query_scalar(&sql).fetch_one(&mut *connection).await;
+            let rows: i64 = counted
+                .with_context(|| format!("could not count the rows that {} lacks", spec.table))?;
             ensure!(
                 rows == 0,
                 "{rows} rows of {} that readers see are neither in generation {generation} nor deleted there, and \
@@ -61,54 +81,48 @@ impl<'s> Lost<'s> {
     }
 }
 
-/// How many rows of a view the new one lacks.
-async fn missing(
-    connection: &mut PgConnection,
-    place: Place,
-    spec: &ViewSpec,
-) -> anyhow::Result<i64> {
-    let (new, old) = (schema_of(place.generation), schema_of(place.published));
-    let table = Table::read(connection, &new, &spec.table).await?;
-    if !is_known(connection, &table, &old).await? {
-        return Ok(0); // a view that is new
-    }
-    let sql = missing_sql(&table, &old);
-    let counted = sqlx::query_scalar(&sql).bind(&spec.table).bind(&spec.topic);
-    match counted.fetch_one(connection).await {
-        Err(error) if keys_differ(&error) => {
-            tracing::warn!(
-                table = table.name,
-                "the key has other columns, types or collations than in the views readers see: whether their rows are all in the new \
-                 ones cannot be told; compare these with the source (`cdc-consumer verify`)"
-            );
-            Ok(0)
-        }
-        counted => {
-            counted.with_context(|| format!("could not look for rows that {} lacks", spec.table))
-        }
-    }
+/// Keeps the keys of rows that are missing.
+fn look_sql(table: &Table, spec: &ViewSpec, old: &str, keys: &str) -> String {
+    format!(
+        "create temporary table {keys} as select {columns} from {old}.{table} o where {missing}",
+        keys = keys.trim_start_matches("pg_temp."),
+        columns = names(table, table.key_columns()).join(", "),
+        missing = is_missing(table, spec, old),
+        table = quote(&table.name),
+    )
 }
 
-/// Counts rows of view `$1` in the schema `old` that the one found by its name lacks, unless a snapshot of topic `$2` ended
-/// that is as new as those known in `old`: what it did not mention is gone. A key with a refused record may have no row;
-/// what becomes of that is decided where dead letters are. Rows that a migration brought are of no topic.
-fn missing_sql(table: &Table, old: &str) -> String {
+/// Counts those of them that still are. A key with a refused record may have no row; what becomes of that is decided
+/// where dead letters are.
+fn check_sql(table: &Table, spec: &ViewSpec, old: &str, keys: &str) -> String {
     format!(
-        "select case when exists (
-                 select from cdc_snapshot n where n.view_name = $1 and n.topic = $2 and not exists (
-                     select from {old}.cdc_snapshot o
-                     where o.view_name = $1 and o.record_timestamp > n.record_timestamp))
-             then 0
-             else greatest(0, (
-                 select count(*) from {old}.{table} o
-                 where o.{SOURCE_LSN} > 0
-                 and not exists (select from {table} n where {shown})
-                 and not exists (select from {deleted} n where {shown})
-                 and not exists (
-                     select from cdc_floor f where f.view_name = $1
-                     and (o.{SOURCE_EPOCH}, o.{SOURCE_LSN}) < (f.{SOURCE_EPOCH}, f.{SOURCE_LSN})))
-                 - (select count(*) from cdc_dead_letter where view_name = $1 and reason = 'refused'))
-             end",
+        "select greatest(0, count(*) - (
+             select count(*) from cdc_dead_letter where view_name = {view} and reason = 'refused'))
+         from {keys} k join {old}.{table} o on {same} where {missing}",
+        view = literal(&spec.table),
+        same = same_key(table, "k", "o"),
+        missing = is_missing(table, spec, old),
+        table = quote(&table.name),
+    )
+}
+
+/// Whether the view that is found by its name lacks the row `o` of the one in the schema `old`, and no snapshot of its
+/// topic ended that is as new as those known there: what it did not mention is gone. Rows that a migration brought are of no
+/// topic.
+fn is_missing(table: &Table, spec: &ViewSpec, old: &str) -> String {
+    format!(
+        "not exists (
+             select from cdc_snapshot n where n.view_name = {view} and n.topic = {topic} and not exists (
+                 select from {old}.cdc_snapshot e
+                 where e.view_name = {view} and e.record_timestamp > n.record_timestamp))
+         and o.{SOURCE_LSN} > 0
+         and not exists (select from {table} n where {shown})
+         and not exists (select from {deleted} n where {shown})
+         and not exists (
+             select from cdc_floor f where f.view_name = {view}
+             and (o.{SOURCE_EPOCH}, o.{SOURCE_LSN}) < (f.{SOURCE_EPOCH}, f.{SOURCE_LSN}))",
+        view = literal(&spec.table),
+        topic = literal(&spec.topic),
         table = quote(&table.name),
         deleted = deleted_table(table),
         shown = same_key(table, "n", "o"),

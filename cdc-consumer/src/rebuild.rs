@@ -76,10 +76,12 @@ pub async fn rebuild(
     lost::all_declared(&mut database.connect().await?, place, &specs).await?;
     tracing::info!(generation = %new, before = %old, "building the views");
     let compared = if settings.accepted.with_missing_rows { &[] } else { &*specs };
-    let mut lost = Lost::new(&database, place, compared);
     let mut builder = Builder::start(run_settings(settings, &kafka), &specs, place);
     let filled = tokio::select! {
-        filled = async { fill(&mut observer, place).await?; lost.look().await } => filled,
+        filled = async {
+            fill(&mut observer, place).await?;
+            Lost::look(&database, place, compared).await
+        } => filled,
         error = builder.failure() => Err(error),
         () = shutdown.cancelled() => Err(anyhow!(
             "stopped before the views were built; readers see generation {old}, and the same command \
@@ -87,7 +89,7 @@ pub async fn rebuild(
         )),
     };
     let published = match filled {
-        Ok(()) => {
+        Ok(mut lost) => {
             migrate::publish_after(admin, new, async |tx| {
                 let held = catch_up::hold(tx, place, &topics).await?;
                 reach(&mut observer, &held).await?;

@@ -2,10 +2,10 @@
 
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::World;
 use crate::harness::consumer::Consumer;
 use crate::harness::feed::Feed;
 use crate::harness::source::{Users, user_feed, user_views};
+use crate::harness::{SOON, World, wait_until};
 use crate::offsets::recreated;
 use crate::rebuild::{current, rebuild, rebuild_until};
 use crate::replay::offsets_reset;
@@ -184,6 +184,29 @@ async fn a_row_that_the_log_does_not_know_is_left_out_only_when_that_is_asked_fo
     assert!(refused.contains("--with-missing-rows"), "{refused}");
     rebuild(&world, &feed, &["--with-missing-rows"]).await.expect("asked for");
     world.shows("public.user_view", &users.as_view()).await;
+}
+
+/// As one does that a running consumer got first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_comes_after_the_look_for_missing_ones_is_not_missing() {
+    let (world, feed, _) = rebuilt().await;
+    world.sql("update views_2.user_view set user_id = 99 where user_id = 3").await;
+    let mut swap = world.holding("select from views_2.cdc_offset for update").await;
+    let comes = async {
+        let waits = "select count(*) from pg_stat_activity where datname = current_database()
+            and wait_event_type = 'Lock' and query like '%views_2.cdc_offset%'";
+        wait_until("the old views to be held", SOON, || async {
+            if world.text(waits).await == "0" { Err("not yet".to_owned()) } else { Ok(()) }
+        })
+        .await;
+        let row =
+            "insert into views_3.user_view select * from views_2.user_view where user_id = 99";
+        world.sql(row).await;
+        sqlx::raw_sql("rollback").execute(&mut swap).await.expect("it can go on");
+    };
+    let (built, ()) = tokio::join!(rebuild(&world, &feed, &[]), comes);
+    built.expect("nothing is missing");
+    assert_eq!(current(&world).await, "3");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
