@@ -102,7 +102,12 @@ impl Session {
         let acquired = async {
             let connection = database.connected(control, place.generation).await?;
             for View { table, .. } in views.iter().filter(|view| view.spec.topic == *topic) {
-                if fence::shows_another_topic(connection, topic, table).await? {
+                let asked = async {
+                    Ok::<_, SessionError>(
+                        fence::shows_another_topic(connection, topic, table).await?,
+                    )
+                };
+                if answered(TABLES_MAX, asked).await? {
                     let (topic, table) = (topic.clone(), table.name.clone());
                     return Err(SessionError::AnotherTopic { topic, table });
                 }

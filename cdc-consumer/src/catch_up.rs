@@ -10,14 +10,12 @@ use sqlx::{PgConnection, Row};
 
 use crate::config::KafkaSettings;
 use crate::database::{self, Database, Generation, Place, schema_of};
-use crate::offsets::Partition;
+use crate::offsets::{Anchor, Partition};
+use crate::same_log::{self, Bounds, Built};
 use crate::source;
 
 /// Next offsets by partition.
 pub(crate) type Offsets = BTreeMap<Partition, i64>;
-
-/// First and next offset of each partition's log.
-type Bounds = BTreeMap<Partition, (i64, i64)>;
 
 /// What there is to see at one moment.
 pub(crate) struct Look {
@@ -50,24 +48,9 @@ fn ends(bounds: &Bounds) -> Offsets {
     bounds.iter().map(|(partition, (_, end))| (partition.clone(), *end)).collect()
 }
 
-/// Fails where readers see more than a log ever held: it is another log, and nothing built from it shows as
-/// much.
-fn same_logs(shown: &Offsets, bounds: &Bounds) -> anyhow::Result<()> {
-    for (partition, next) in shown {
-        let end = bounds.get(partition).map_or(0, |(_, end)| *end);
-        ensure!(
-            *next <= end,
-            "{partition}: the views that readers see have read up to {next}, but the broker's log ends at \
-             {end}: the topic was made again or its log cut; begin the new log with `cdc-consumer offsets reset \
-             --topic {} --new-log --execute`, then say this again",
-            partition.topic
-        );
-    }
-    Ok(())
-}
-
 /// Looks at the broker and the database.
 pub(crate) struct Observer {
+    kafka: KafkaSettings,
     client: Arc<BaseConsumer>,
     database: Database,
     place: Place,
@@ -83,7 +66,7 @@ impl Observer {
         topics: Vec<String>,
     ) -> anyhow::Result<Self> {
         let client = Arc::new(source::client(kafka)?);
-        Ok(Self { client, database, place, topics, connection: None })
+        Ok(Self { kafka: kafka.clone(), client, database, place, topics, connection: None })
     }
 
     pub(crate) async fn look(&mut self) -> anyhow::Result<Look> {
@@ -101,24 +84,40 @@ impl Observer {
         from_cut_log: bool,
         deleted_keys_kept: Duration,
     ) -> anyhow::Result<()> {
+        let Place { generation, published } = self.place;
         // In this order: the views go on, and so does the log.
-        let shown = self.stored(self.place.published).await?;
+        let shown = self.stored(published).await?;
+        let built = self.stored(generation).await?;
         let bounds = self.bounds().await?;
-        same_logs(&shown, &bounds)?;
-        self.logs_suffice(&bounds, from_cut_log, deleted_keys_kept).await
+        let begin_anew = |topic: &str| {
+            format!(
+                "take a new snapshot (docs/operations.md, \"A slot was lost\"), begin the new log with `cdc-consumer \
+                 offsets reset --topic {topic} --new-log --execute`, then say this again"
+            )
+        };
+        let who = "the views that readers see have read";
+        same_log::check(&self.kafka, &shown, &bounds, who, begin_anew).await?;
+        let who = format!("generation {generation} was built");
+        let drop = |_: &str| {
+            format!(
+                "drop that generation (`migrate drop --generation {generation}`) and say this again"
+            )
+        };
+        same_log::check(&self.kafka, &built, &bounds, &who, drop).await?;
+        self.logs_suffice(&next_of(built), &bounds, from_cut_log, deleted_keys_kept).await
     }
 
     /// Fails where a log does not reach back to what was built: rows that did not change since would be
-    /// missing from the new views. So it does where what was built stood still for longer than the topics
+    /// missing from the new views. So it does where a partition of it stood still for longer than the topics
     /// remember what was deleted: the rows would be back.
     async fn logs_suffice(
         &mut self,
+        built: &Offsets,
         bounds: &Bounds,
         from_cut_log: bool,
         deleted_keys_kept: Duration,
     ) -> anyhow::Result<()> {
         let generation = self.place.generation;
-        let built = self.built().await?;
         for (partition, &(start, _)) in bounds {
             match built.get(partition) {
                 Some(&next) => ensure!(
@@ -136,7 +135,7 @@ impl Observer {
             }
         }
         ensure!(
-            reached(&built, &ends(bounds)) || !self.stood_still(deleted_keys_kept).await?,
+            !self.stood_still(built, &ends(bounds), deleted_keys_kept).await?,
             "generation {generation} has been standing still for longer than {} (CONSUMER_DELETED_KEYS_KEPT): the \
              topics may not tell any more which of its rows were deleted since; drop it (`migrate drop --generation \
              {generation}`) and say it again without its number",
@@ -145,49 +144,28 @@ impl Observer {
         Ok(())
     }
 
-    /// Whether none of what was built changed for so long.
-    async fn stood_still(&mut self, period: Duration) -> anyhow::Result<bool> {
+    /// Whether a partition that is behind the end of its log was last moved, or known to be there ([`leave`]), so long ago.
+    async fn stood_still(
+        &mut self,
+        built: &Offsets,
+        ends: &Offsets,
+        period: Duration,
+    ) -> anyhow::Result<bool> {
         let schema = schema_of(self.place.generation);
         let sql = format!(
-            "select coalesce(now() - max(updated_at) > make_interval(secs => $1), false)
-             from {schema}.cdc_offset"
+            "select exists (
+                 select from {schema}.cdc_offset o
+                 join unnest($1::text[], $2::int[]) as b (topic, partition) using (topic, partition)
+                 where now() - o.updated_at > make_interval(secs => $3))"
         );
-        let read = sqlx::query_scalar(&sql).bind(period.as_secs_f64());
+        let behind: Vec<_> =
+            behind(built, ends).into_iter().map(|(partition, _)| partition).collect();
+        let read = sqlx::query_scalar(&sql)
+            .bind(behind.iter().map(|partition| partition.topic.as_str()).collect::<Vec<_>>())
+            .bind(behind.iter().map(|partition| partition.number).collect::<Vec<_>>())
+            .bind(period.as_secs_f64());
         let read = read.fetch_one(self.connected().await?).await;
         read.context("could not read when the generation was built")
-    }
-
-    /// Fails where readers would lose all rows of a view: the new generation has it, and nobody fills it.
-    pub(crate) async fn all_declared(&mut self, tables: &[String]) -> anyhow::Result<()> {
-        let (new, old) = (schema_of(self.place.generation), schema_of(self.place.published));
-        let connection = self.connected().await?;
-        let undeclared: Vec<String> = sqlx::query_scalar(
-            "select quote_ident(t.tablename)
-             from pg_tables t
-             where t.schemaname = $1
-                 and to_regclass(format('%I.%I', $1, t.tablename || '_deleted')) is not null
-                 and to_regclass(format('%I.%I', $2, t.tablename)) is not null
-                 and t.tablename <> all ($3)",
-        )
-        .bind(&old)
-        .bind(new)
-        .bind(tables)
-        .fetch_all(&mut *connection)
-        .await
-        .context("could not read which views there are")?;
-        for view in undeclared {
-            let rows: bool =
-                sqlx::query_scalar(&format!("select exists (select from {old}.{view})"))
-                    .fetch_one(&mut *connection)
-                    .await
-                    .with_context(|| format!("could not read {view}"))?;
-            ensure!(
-                !rows,
-                "the views file does not declare {view}, which has rows: it would be published empty. Declare it, \
-                 or drop its table in a migration"
-            );
-        }
-        Ok(())
     }
 
     /// First and next offset of all partitions.
@@ -207,11 +185,11 @@ impl Observer {
 
     /// How far the new generation was built.
     pub(crate) async fn built(&mut self) -> anyhow::Result<Offsets> {
-        self.stored(self.place.generation).await
+        Ok(next_of(self.stored(self.place.generation).await?))
     }
 
     /// How far a generation is. A connection that fails is made anew with the next question.
-    async fn stored(&mut self, generation: Generation) -> anyhow::Result<Offsets> {
+    async fn stored(&mut self, generation: Generation) -> anyhow::Result<Built> {
         let sql = offsets_sql(generation);
         let topics = self.topics.clone();
         let read = sqlx::query(&sql).bind(topics).fetch_all(self.connected().await?);
@@ -219,7 +197,7 @@ impl Observer {
         let rows = rows.with_context(|| {
             format!("could not read how far the views of generation {generation} are")
         })?;
-        offsets(&rows)
+        progress(&rows)
     }
 
     async fn published(&mut self) -> anyhow::Result<Generation> {
@@ -265,7 +243,21 @@ pub(crate) async fn hold(
     let rows = rows.context("could not hold the views that readers see where they are")?;
     let published = database::published(tx).await;
     replaces(place, published.context("could not read which views readers see")?)?;
-    offsets(&rows)
+    Ok(next_of(progress(&rows)?))
+}
+
+/// Notes that the old views are as new as the new ones, where they are: going back to them, a partition that was quiet
+/// for long has not been standing still for as long.
+pub(crate) async fn leave(tx: &mut PgConnection, place: Place) -> anyhow::Result<()> {
+    let sql = format!(
+        "update {old}.cdc_offset o set updated_at = now()
+         from {new}.cdc_offset n
+         where n.topic = o.topic and n.partition = o.partition and n.next_offset = o.next_offset",
+        old = schema_of(place.published),
+        new = schema_of(place.generation),
+    );
+    let left = sqlx::query(&sql).execute(tx).await;
+    left.map(drop).context("could not note how new the old views are")
 }
 
 /// Fails when readers no longer see the generation that was to be replaced: what was built is compared with
@@ -297,19 +289,27 @@ pub(crate) async fn more_dead_letters(tx: &mut PgConnection, place: Place) -> an
 /// In the order in which a batch locks them.
 fn offsets_sql(generation: i32) -> String {
     format!(
-        "select topic, partition, next_offset from {}.cdc_offset
+        "select topic, partition, next_offset, anchor_offset, anchor_timestamp from {}.cdc_offset
          where topic = any($1) order by topic, partition",
         schema_of(generation)
     )
 }
 
-fn offsets(rows: &[sqlx::postgres::PgRow]) -> anyhow::Result<Offsets> {
-    let offsets = rows.iter().map(|row| {
+fn progress(rows: &[sqlx::postgres::PgRow]) -> anyhow::Result<Built> {
+    let built = rows.iter().map(|row| {
         let partition =
             Partition { topic: row.try_get("topic")?, number: row.try_get("partition")? };
-        Ok((partition, row.try_get("next_offset")?))
+        let (offset, timestamp): (Option<i64>, Option<i64>) =
+            (row.try_get("anchor_offset")?, row.try_get("anchor_timestamp")?);
+        let anchor = offset.zip(timestamp);
+        let anchor = anchor.map(|(offset, timestamp_millis)| Anchor { offset, timestamp_millis });
+        Ok((partition, (row.try_get("next_offset")?, anchor)))
     });
-    offsets.collect::<Result<_, sqlx::Error>>().context("stored offsets have another form")
+    built.collect::<Result<_, sqlx::Error>>().context("stored offsets have another form")
+}
+
+fn next_of(built: Built) -> Offsets {
+    built.into_iter().map(|(partition, (next, _))| (partition, next)).collect()
 }
 
 #[cfg(test)]

@@ -115,9 +115,8 @@ pub struct RebuildSettings {
     #[arg(long)]
     pub from_cut_log: bool,
 
-    /// Publish although records are kept aside that are not in the views that readers see
-    #[arg(long)]
-    pub with_dead_letters: bool,
+    #[command(flatten)]
+    pub accepted: Accepted,
 
     /// Print JSON
     #[arg(long)]
@@ -137,6 +136,18 @@ pub struct RebuildSettings {
 
     #[command(flatten)]
     pub limits: LimitSettings,
+}
+
+/// What views are published with all the same.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Accepted {
+    /// Publish although records are kept aside that are not in the views that readers see
+    #[arg(long)]
+    pub with_dead_letters: bool,
+
+    /// Publish although rows that readers see are neither in the new views nor deleted there
+    #[arg(long)]
+    pub with_missing_rows: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -11,7 +11,7 @@ use crate::apply::{self, Attempt, Care, Target};
 use crate::batch::Batch;
 use crate::cli::{DeadLetterChoice, DeadLetterSettings, DeadLettersCommand, RetrySettings};
 use crate::config::DatabaseSettings;
-use crate::database::{Database, Generation, Place};
+use crate::database::{self, Database, Generation, Place};
 use crate::decode::{Decoded, Decoder, Record, View};
 use crate::fold::ViewBatch;
 use crate::offsets::{ChunkRow, Lineage, Partition, Progress};
@@ -137,10 +137,10 @@ async fn show(choice: &DeadLetterChoice, out: &mut impl Write) -> anyhow::Result
 }
 
 async fn drop_one(choice: &DeadLetterChoice, out: &mut impl Write) -> anyhow::Result<()> {
-    let (_, _, mut connection) = connect(&choice.settings.database).await?;
+    let (_, generation, mut connection) = connect(&choice.settings.database).await?;
     let mut tx = connection.begin().await?;
     let letter = find(&mut tx, choice.id).await?;
-    let dropped = take_with_followers(&mut tx, &letter).await?;
+    let dropped = take_with_followers(&mut tx, generation, &letter).await?;
     tx.commit().await?;
     writeln!(out, "dropped {} dead letters of this key", dropped.len())?;
     Ok(())
@@ -167,7 +167,7 @@ async fn retry(settings: &RetrySettings, out: &mut impl Write) -> anyhow::Result
     learn_schemas(&letters, &registry, &mut decoder, &mut Batch::new(shapes())).await?;
 
     let mut tx = connection.begin().await?;
-    let letters = take_with_followers(&mut tx, &letter).await?;
+    let letters = take_with_followers(&mut tx, generation, &letter).await?;
     let mut batch = Batch::new(shapes());
     for letter in letters.iter().filter(|letter| !letter.is_replaced(&letters)) {
         let mut progress = repetition(letter);
@@ -341,6 +341,7 @@ async fn of_key(
 /// letters would park a change behind them that nobody takes along.
 async fn take_with_followers(
     connection: &mut PgConnection,
+    generation: Generation,
     letter: &DeadLetter,
 ) -> anyhow::Result<Vec<DeadLetter>> {
     let batches = "select from cdc_offset where topic = $1 order by partition for update";
@@ -349,6 +350,13 @@ async fn take_with_followers(
         .execute(&mut *connection)
         .await
         .context("could not wait for the batches of the topic")?;
+    // A rebuild holds these offsets until it has published its own.
+    let published = database::published(&mut *connection).await?;
+    ensure!(
+        published == generation,
+        "readers see generation {published} by now, it was {generation}: the letters of that one have numbers of \
+         their own (`cdc-consumer dead-letters list`). Nothing was changed"
+    );
     // Where partitions were added since, offsets of two of them tell no order: the key came to that one first
     // which had the first letter.
     let sql = format!(

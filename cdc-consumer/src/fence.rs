@@ -86,7 +86,8 @@ pub async fn acquire(
 /// How long an acquisition waits for a previous owner before it says so. A batch takes less.
 const LOCK_MAX: Duration = Duration::from_secs(2);
 
-/// A replay may bring back rows that the newest snapshot did not mention, so it is swept again.
+/// A replay may bring back rows that the newest snapshot did not mention, so it is swept again. Whoever owns it, the
+/// partition is as old as its last move.
 /// Nothing stored means the beginning, whatever the group's offset says: it may be another program's.
 /// A partition that was added to a known topic begins in the newest life of the source: with an older
 /// epoch its changes would look stale to rows that moved there.
@@ -114,8 +115,7 @@ const ACQUIRE: &str = "
     on conflict (topic, partition) do update set
         epoch = o.epoch + 1,
         owner = excluded.owner,
-        next_offset = coalesce($5, o.next_offset),
-        updated_at = now()
+        next_offset = coalesce($5, o.next_offset)
     returning next_offset, epoch, seen_offset, source_lsn_max, source_epochs::text,
         source_snapshots::text, anchor_offset, anchor_timestamp, chunk_offset, chunk_lsn";
 
@@ -310,7 +310,7 @@ pub struct StoredOffset {
     pub seen_offset: i64,
     pub epoch: i64,
     pub owner: String,
-    /// Seconds since the partition last moved or changed hands.
+    /// Seconds since the partition last moved.
     pub idle_seconds: f64,
 }
 

@@ -104,16 +104,18 @@ impl ConsumerContext for Group {
         let mut state = self.state();
         let listed = owned(partitions);
         match event {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS if !state.closing => {
-                state.rebalances.push(Rebalance::Assign(listed));
-            }
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS if !state.closing => {
-                state.rebalances.push(Rebalance::Revoke(listed));
-            }
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
+            // An assignment, too: librdkafka waits for the answer to each, and takes any for giving up all there is once it
+            // closes. Who has no partition is not asked to give any up, and would wait for ever.
+            _ if state.closing => {
                 if let Err(error) = consumer.incremental_unassign(partitions) {
                     tracing::debug!(error = %error, "could not give up partitions while closing");
                 }
+            }
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                state.rebalances.push(Rebalance::Assign(listed));
+            }
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
+                state.rebalances.push(Rebalance::Revoke(listed));
             }
             other => tracing::debug!(event = ?other, "rebalance event without partitions"),
         }

@@ -35,14 +35,14 @@ pub(crate) async fn forget_group(settings: &KafkaSettings) -> Result<(), KafkaEr
 }
 
 /// Offsets were moved elsewhere: an earlier reset with Kafka's tools that no consumer has followed yet is no
-/// order any more.
+/// order any more. Returns whether there was one.
 ///
 /// The broker takes an offset from outside a group only while it has no members. A member that is there to
 /// stay has followed the order and left its mark, so only one that is coming or going is waited for.
 pub(crate) async fn overrule(
     settings: &KafkaSettings,
     moved: &[(Partition, i64)],
-) -> Result<(), KafkaError> {
+) -> Result<bool, KafkaError> {
     let consumer: BaseConsumer =
         client_config(settings).set("group.id", &settings.consumer_group).create()?;
     let deadline = Instant::now() + MEMBERS_MAX;
@@ -54,10 +54,10 @@ pub(crate) async fn overrule(
             }
         }
         if orders.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         match source::commit(&consumer, &orders, CommitMode::Sync) {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(true),
             Err(error) if Instant::now() >= deadline => return Err(error),
             Err(_) => tokio::time::sleep(PAUSE).await,
         }

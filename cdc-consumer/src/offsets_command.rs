@@ -47,14 +47,18 @@ pub async fn reset(settings: &ResetSettings, out: &mut impl Write) -> anyhow::Re
     });
     // First, lest a consumer that starts in between follow the earlier order behind ours.
     let overruled = kafka_admin::overrule(&settings.kafka, &targets.collect::<Vec<_>>()).await;
-    overruled.with_context(|| {
+    let overruled = overruled.with_context(|| {
         format!(
             "nothing was moved: an earlier reset of group {} with Kafka's tools could not be taken back, and \
              a consumer that starts would follow that one; stop its members and say this again",
             settings.kafka.consumer_group
         )
     })?;
-    move_all(&mut connection, generation, settings, &moves).await.context("nothing was moved")
+    move_all(&mut connection, generation, settings, &moves).await.context(if overruled {
+        "nothing was moved, but the earlier reset with Kafka's tools was taken back: no consumer will follow that one either"
+    } else {
+        "nothing was moved"
+    })
 }
 
 /// Where the chosen offsets go. Fails where they cannot.
@@ -161,7 +165,8 @@ async fn no_letters(connection: &mut PgConnection, moves: &[Move<'_>]) -> anyhow
 }
 
 /// A new epoch fences off whoever owns the partition. In a new log nothing was seen yet, and it begins in
-/// the newest life of the source: a key may come through another partition than before.
+/// the newest life of the source, at the highest LSN that any partition has seen of it: a key may come through another
+/// partition than before.
 async fn move_to(
     connection: &mut PgConnection,
     offset: &StoredOffset,
@@ -169,10 +174,19 @@ async fn move_to(
     new_log: bool,
 ) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "update cdc_offset
+        "with newest as (
+             select coalesce(max(e.value::int), 0) as epoch, known.source_lsn_max as lsn
+             from cdc_offset known
+             left join lateral jsonb_each_text(known.source_epochs) e on true
+             where known.topic = $1
+             group by known.partition, known.source_lsn_max
+             order by epoch desc, lsn desc
+             limit 1
+         )
+         update cdc_offset
          set
              next_offset = $3,
-             epoch = epoch + 1,
+             epoch = cdc_offset.epoch + 1,
              owner = 'reset by hand',
              updated_at = now(),
              seen_offset = case when $4 then 0 else seen_offset end,
@@ -181,18 +195,13 @@ async fn move_to(
              chunk_offset = case when $4 then null else chunk_offset end,
              chunk_lsn = case when $4 then null else chunk_lsn end,
              source_snapshots = case when $4 then '{}' else source_snapshots end,
+             source_lsn_max = case when $4 then newest.lsn else source_lsn_max end,
              source_epochs = case
-                 when $4 then coalesce(
-                     (
-                         select jsonb_build_object('0', max(e.value::int))
-                         from cdc_offset known
-                         cross join lateral jsonb_each_text(known.source_epochs) e
-                         where known.topic = $1
-                         having max(e.value::int) > 0
-                     ),
-                     '{}')
-                 else source_epochs
+                 when not $4 then source_epochs
+                 when newest.epoch > 0 then jsonb_build_object('0', newest.epoch)
+                 else '{}'
              end
+         from newest
          where topic = $1 and partition = $2",
     )
     .bind(&offset.topic)

@@ -27,6 +27,7 @@ use crate::cli::RebuildSettings;
 use crate::config::{KafkaSettings, RunSettings};
 use crate::database::{Database, Place, schema_of};
 use crate::kafka_admin;
+use crate::lost::{self, Lost};
 use crate::pipeline::{self, SessionError};
 use crate::swept;
 use crate::view::ViewSpec;
@@ -72,12 +73,15 @@ pub async fn rebuild(
     let topics: Vec<String> = specs.iter().map(|spec| spec.topic.clone()).collect();
     let mut observer = Observer::new(&kafka, database.clone(), place, topics.clone())?;
     observer.check_logs(settings.from_cut_log, settings.limits.deleted_keys_kept).await?;
-    let tables: Vec<String> = specs.iter().map(|spec| spec.table.clone()).collect();
-    observer.all_declared(&tables).await?;
+    lost::all_declared(&mut database.connect().await?, place, &specs).await?;
     tracing::info!(generation = %new, before = %old, "building the views");
+    let compared = if settings.accepted.with_missing_rows { &[] } else { &*specs };
     let mut builder = Builder::start(run_settings(settings, &kafka), &specs, place);
     let filled = tokio::select! {
-        filled = fill(&mut observer, place) => filled,
+        filled = async {
+            fill(&mut observer, place).await?;
+            Lost::look(&database, place, compared).await
+        } => filled,
         error = builder.failure() => Err(error),
         () = shutdown.cancelled() => Err(anyhow!(
             "stopped before the views were built; readers see generation {old}, and the same command \
@@ -85,13 +89,15 @@ pub async fn rebuild(
         )),
     };
     let published = match filled {
-        Ok(()) => {
+        Ok(mut lost) => {
             migrate::publish_after(admin, new, async |tx| {
                 let held = catch_up::hold(tx, place, &topics).await?;
                 reach(&mut observer, &held).await?;
                 builder.stop().await?;
                 swept::remove(&database, place, &specs).await?;
-                check_dead_letters(settings, tx, place).await
+                check_dead_letters(settings, tx, place).await?;
+                lost.check().await?;
+                catch_up::leave(tx, place).await
             })
             .await
         }
@@ -259,7 +265,7 @@ async fn check_dead_letters(
 ) -> anyhow::Result<()> {
     let more = catch_up::more_dead_letters(tx, place).await?;
     ensure!(
-        more == 0 || settings.with_dead_letters,
+        more == 0 || settings.accepted.with_dead_letters,
         "{more} records are kept aside in the new views and not in the old ones (select * from \
          {}.cdc_dead_letter); readers go on with the old views. Mend the cause and drop the generation \
          (migrate drop --generation {}), or publish it as it is with --with-dead-letters",

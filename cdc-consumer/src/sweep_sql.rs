@@ -74,7 +74,7 @@ pub(crate) fn sweep_again(table: &Table, old: &str) -> String {
 }
 
 /// [`crate::sql::key_equal`] of rows in two generations: each has its own enums, and nothing compares those.
-fn same_key(table: &Table, one: &str, other: &str) -> String {
+pub(crate) fn same_key(table: &Table, one: &str, other: &str) -> String {
     each_key(table, |column, key| {
         let enumeration = table.column_type(column).is_some_and(|key| {
             key.enumeration || key.element.as_ref().is_some_and(|element| element.enumeration)

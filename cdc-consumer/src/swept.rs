@@ -40,10 +40,7 @@ async fn remove_from(
     table: &Table,
     old: &str,
 ) -> Result<i64, sqlx::Error> {
-    let known = sqlx::query_scalar("select to_regclass($1) is not null")
-        .bind(format!("{old}.{}", sql::deleted_table(table)))
-        .fetch_one(&mut *connection);
-    if !known.await? {
+    if !is_known(connection, table, old).await? {
         return Ok(0); // a view that is new
     }
     let statement = sweep_sql::sweep_again(table, old);
@@ -51,7 +48,7 @@ async fn remove_from(
         Err(error) if keys_differ(&error) => {
             tracing::warn!(
                 table = table.name,
-                "the key has other columns or types than in the views readers see: rows that an earlier \
+                "the key has other columns, types or collations than in the views readers see: rows that an earlier \
                  snapshot swept there may be back in the new ones; compare these with the source \
                  (`cdc-consumer verify`)"
             );
@@ -61,8 +58,19 @@ async fn remove_from(
     }
 }
 
-/// A column that is not there, or two types that nothing compares.
-fn keys_differ(error: &sqlx::Error) -> bool {
+/// Whether there is such a view in the schema `old`.
+pub(crate) async fn is_known(
+    connection: &mut PgConnection,
+    table: &Table,
+    old: &str,
+) -> Result<bool, sqlx::Error> {
+    let known = sqlx::query_scalar("select to_regclass($1) is not null")
+        .bind(format!("{old}.{}", sql::deleted_table(table)));
+    known.fetch_one(connection).await
+}
+
+/// A column that is not there, two types that nothing compares, or two collations, neither of which is the default.
+pub(crate) fn keys_differ(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    matches!(code.as_deref(), Some("42703" | "42883"))
+    matches!(code.as_deref(), Some("42703" | "42883" | "42P22"))
 }

@@ -25,14 +25,15 @@ pub(crate) async fn acquire(
     board: &Board,
 ) -> Result<Progress, FenceError> {
     loop {
+        let silent = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
         let asked = fence::acquire(connection, wanted, owner);
         let acquired = tokio::time::timeout(ANSWER_MAX, asked).await.unwrap_or_else(|_| {
-            let source = sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
-            Err(FenceError::Acquire { partition: wanted.partition.clone(), source })
+            Err(FenceError::Acquire { partition: wanted.partition.clone(), source: silent() })
         });
         match acquired {
             Err(FenceError::Acquire { partition, source }) if lock_not_available(&source) => {
-                let ended = end_silent_copies(connection).await;
+                let ended = tokio::time::timeout(ANSWER_MAX, end_silent_copies(connection)).await;
+                let ended = ended.unwrap_or_else(|_| Err(silent()));
                 let ended = ended.map_err(|source| FenceError::Acquire { partition, source })?;
                 board.waits_for_owner(&wanted.partition);
                 tracing::warn!(

@@ -95,6 +95,24 @@ async fn a_retried_dead_letter_becomes_its_row_with_all_that_waited_behind_it() 
     consumer.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn letters_of_views_that_a_rebuild_replaces_meanwhile_are_not_dropped() {
+    let (world, _feed, _views, consumer) = kept_aside().await;
+    consumer.stop().await;
+    let id = world.text("select min(id) from cdc_dead_letter").await;
+    let mut swap = world.holding("select from cdc_offset for update").await;
+    let swapped = async {
+        world.session_shows("wait_event_type = 'Lock'").await;
+        let publish = "update public.cdc_generation set current = 2; commit";
+        sqlx::raw_sql(publish).execute(&mut swap).await.expect("another generation");
+    };
+    let arguments = ["drop", id.as_str()];
+    let (dropped, ()) = tokio::join!(dead_letters(&world, &arguments), swapped);
+    let refused = dropped.expect_err("nobody sees these views").to_string();
+    assert!(refused.contains("readers see generation 2 by now"), "{refused}");
+    assert_eq!(world.dead_letters().await.len(), 2, "they are still there");
+}
+
 /// Its key moved to a partition that was added, where offsets begin anew.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn letters_of_two_partitions_are_retried_in_the_order_in_which_they_were_kept_aside() {

@@ -120,7 +120,7 @@ async fn rows_of_another_topic_halt_the_consumer_and_a_rebuild_shows_the_new_one
     let views = user_views(&new.topic);
     users.delete(3);
     users.put(2);
-    let events = users.snapshot();
+    let events = snapshot(&mut users);
     new.send(&world, &events).await;
     let says = format!("nothing is stored of topic {}, but user_view shows changes", new.topic);
     let error = Consumer::start(&world, &views, &[]).failure().await;

@@ -65,6 +65,19 @@ async fn a_batch_of_an_earlier_epoch_is_held_back_though_no_offset_moved() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_that_is_taken_over_is_as_old_as_before() {
+    let world = World::new().await;
+    let mut db = world.db().await;
+    acquire(&mut db, 0).await;
+    world.sql("update cdc_offset set updated_at = now() - interval '8 days'").await;
+    let ours = acquire(&mut db, 0).await;
+    let old = "select updated_at < now() - interval '7 days' from cdc_offset";
+    assert_eq!(world.text(old).await, "true");
+    assert!(pass(&mut db, &[claim(0, &ours)], GENERATION).await);
+    assert_eq!(world.text(old).await, "false", "now it has moved");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_that_begins_elsewhere_than_the_stored_offset_is_held_back() {
     let world = World::new().await;
     let mut db = world.db().await;

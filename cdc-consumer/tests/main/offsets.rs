@@ -95,7 +95,7 @@ async fn a_topic_that_begins_late_is_read_from_its_first_record() {
 }
 
 /// Ten records are applied, then the topic is another one, with so many others.
-async fn recreated(world: &World, record_count: i64) -> (Feed, String, Users) {
+pub(crate) async fn recreated(world: &World, record_count: i64) -> (Feed, String, Users) {
     let feed = user_feed(world, 1).await;
     let views = user_views(&feed.topic);
     let mut users = Users::default();
@@ -206,6 +206,36 @@ async fn a_topic_recreated_with_fewer_partitions_is_begun_and_its_views_can_be_r
     world.shows("user_view", &users.as_view()).await;
     rebuild(&world, &feed, &[]).await.expect("a rebuild");
     world.shows("views_2.user_view", &users.as_view()).await;
+    consumer.stop().await;
+}
+
+/// The partition that goes had seen the highest LSNs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_restored_behind_a_new_log_with_fewer_partitions_begins_a_new_life() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 2).await;
+    let views = user_views(&feed.topic);
+    let mut users = Users::default();
+    let low = users.put(1);
+    users.lsn = 900;
+    let high = users.put(2);
+    world.send(&feed.topic, vec![feed.message(&low).to(0), feed.message(&high).to(1)]).await;
+    let consumer = Consumer::start(&world, &views, &[]);
+    world.drained(&feed.topic, 2).await;
+    consumer.stop().await;
+    world.delete_topic(&feed.topic).await;
+    world.create_topic(&feed.topic, 1, &[]).await;
+    let arguments = ["--topic", &feed.topic, "--new-log", "--execute"];
+    offsets_reset(&world, &arguments).await.expect("a reset");
+
+    users.lsn = 492;
+    users.put(2);
+    let snapshot = users.snapshot();
+    let snapshot = snapshot.iter().map(|event| feed.message(event).to(0));
+    world.send(&feed.topic, snapshot.collect()).await;
+    let consumer = Consumer::start(&world, &views, &[]);
+    world.drained(&feed.topic, 1).await;
+    world.shows("user_view", &users.as_view()).await;
     consumer.stop().await;
 }
 

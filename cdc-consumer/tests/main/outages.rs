@@ -218,3 +218,19 @@ async fn a_database_that_does_not_say_where_the_views_are_is_asked_again() {
     consumer.ready().await;
     consumer.stop().await;
 }
+
+/// The first question of each acquisition.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_does_not_say_what_is_stored_of_a_topic_is_asked_again() {
+    let world = World::new().await;
+    let feed = user_feed(&world, 1).await;
+    let mut users = Users::default();
+    feed.send(&world, &users.puts(1..=5)).await;
+    let db = world.holding("lock table cdc_offset in access exclusive mode").await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    consumer.complains("session: the database did not answer").await;
+    drop(db);
+    world.shows("user_view", &users.as_view()).await;
+    consumer.ready().await;
+    consumer.stop().await;
+}

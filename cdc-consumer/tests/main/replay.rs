@@ -210,6 +210,28 @@ async fn a_reset_of_views_that_a_rebuild_replaces_meanwhile_moves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_that_moves_nothing_says_that_it_took_an_earlier_one_back() {
+    let world = World::new().await;
+    let (feed, _, events) = history(&world, 1).await;
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
+    world.reset_group(&feed.topic, 1, 0).await;
+    let mut swap = world.holding("select from cdc_offset for update").await;
+    let swapped = async {
+        world.session_shows("wait_event_type = 'Lock'").await;
+        let publish = "update public.cdc_generation set current = 2; commit";
+        sqlx::raw_sql(publish).execute(&mut swap).await.expect("another generation");
+    };
+    let arguments = ["--topic", &feed.topic, "--execute"];
+    let (moved, ()) = tokio::join!(offsets_reset(&world, &arguments), swapped);
+    let refused = format!("{:#}", moved.expect_err("nobody sees these views"));
+    let says = "nothing was moved, but the earlier reset with Kafka's tools was taken back";
+    assert!(refused.contains(says), "{refused}");
+    assert_eq!(world.next_offset(&feed.topic, 0).await, events.len().to_string());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_jump_over_records_that_nobody_read_has_to_be_asked_for_and_is_said() {
     let world = World::new().await;
     let (feed, mut users, events) = history(&world, 1).await;
