@@ -18,7 +18,7 @@ use crate::board::Board;
 use crate::catalog::{CatalogError, Table};
 use crate::config::RunSettings;
 use crate::database::{Database, DatabaseError, Generation, Place, answered, schema_of};
-use crate::decode::{DecodeError, View};
+use crate::decode::{self, DecodeError, View};
 use crate::fence::FenceError;
 use crate::group::Group;
 use crate::offsets::{Anchor, Partition};
@@ -209,6 +209,7 @@ async fn prepare(
     let consumer = source::consumer(
         &settings.kafka,
         settings.limits.prefetch_kib.get(),
+        &decode::topics(&views),
         Group::new(board.clone()),
     )?;
     let pruning = prune::run(

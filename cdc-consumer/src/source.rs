@@ -1,6 +1,7 @@
 //! Kafka: the consumer and what it is told, nothing about what records mean.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
@@ -83,10 +84,11 @@ pub(crate) fn client_config(settings: &KafkaSettings) -> ClientConfig {
     config
 }
 
-/// A member of the group, not yet subscribed.
+/// A member of the group that will read these topics, not yet subscribed.
 pub fn consumer(
     settings: &KafkaSettings,
     prefetch_kib: usize,
+    topics: &BTreeSet<&str>,
     group: Group,
 ) -> Result<GroupConsumer, SourceError> {
     let mut config = client_config(settings);
@@ -117,9 +119,17 @@ pub fn consumer(
         .set_log_level(RDKafkaLogLevel::Debug);
     set_fetching(&mut config, prefetch_kib);
     if let Some(instance) = &settings.consumer_instance {
-        config.set("group.instance.id", instance);
+        config.set("group.instance.id", member(instance, topics));
     }
     config.create_with_context(group).map_err(SourceError::Settings)
+}
+
+/// The broker gives a static member that comes back its partitions again, whatever topics it asks for now: only as another
+/// member it gets those of a topic that was added.
+fn member(instance: &str, topics: &BTreeSet<&str>) -> String {
+    let mut hasher = DefaultHasher::new();
+    topics.hash(&mut hasher);
+    format!("{instance}-{:016x}", hasher.finish())
 }
 
 /// How much is fetched, and how soon. What is fetched is not decided here.

@@ -1,9 +1,10 @@
 //! Who owns a partition, and what becomes of those who think they still do.
 
+use serde_json::json;
 use sqlx::PgConnection;
 
 use crate::harness::consumer::{Consumer, Process, TAKEOVER, total};
-use crate::harness::feed::Feed;
+use crate::harness::feed::{Event, Feed};
 use crate::harness::proxy::{Mode, Proxy};
 use crate::harness::source::{Users, user_feed, user_views};
 use crate::harness::{SOON, World, wait_until};
@@ -226,6 +227,28 @@ async fn a_member_without_partitions_follows_to_the_generation_that_is_published
     migrate::publish(&world.admin_url(), next).await.expect("readers see it");
     in_generation(&member, 2).await;
     member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_static_member_that_comes_back_with_another_view_reads_its_topic_too() {
+    let world = World::new().await;
+    world.view("create table note (id bigint primary key, text text)", "note").await;
+    let fields = json!([{"name": "id", "type": "long"}, {"name": "text", "type": "string"}]);
+    let (users, notes) = (user_feed(&world, 1).await, Feed::new(&world, 1, &fields, &["id"]).await);
+    let member = "--consumer-instance=only";
+    users.send(&world, &Users::default().puts(1..=5)).await;
+    let views = user_views(&users.topic);
+    let consumer = Consumer::start(&world, &views, &[member]);
+    world.drained(&users.topic, 1).await;
+    consumer.stop().await;
+
+    let note = json!({"id": 1, "text": "new"});
+    notes.send(&world, &[Event::new("c", 8, note.clone())]).await;
+    let views = format!("{views}\n[[view]]\ntopic = '{}'\ntable = 'note'\n", notes.topic);
+    let consumer = Consumer::start(&world, &views, &[member]);
+    world.drained(&notes.topic, 1).await;
+    world.shows("note", &[note]).await;
+    consumer.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
