@@ -1,8 +1,9 @@
 //! A batch takes effect: one transaction, offsets first, then rows. The only place that makes an
 //! [`Applied`].
 
-use sqlx::{Connection, PgConnection};
 use std::collections::HashMap;
+
+use sqlx::{Connection, PgConnection};
 
 use crate::batch::{Batch, Claim};
 use crate::database::Place;

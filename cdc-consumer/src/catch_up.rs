@@ -10,7 +10,8 @@ use sqlx::{PgConnection, Row};
 
 use crate::config::KafkaSettings;
 use crate::database::{self, Database, Generation, Place, schema_of};
-use crate::offsets::{Anchor, Partition};
+use crate::fence;
+use crate::offsets::Partition;
 use crate::same_log::{self, Bounds, Built};
 use crate::source;
 
@@ -299,11 +300,7 @@ fn progress(rows: &[sqlx::postgres::PgRow]) -> anyhow::Result<Built> {
     let built = rows.iter().map(|row| {
         let partition =
             Partition { topic: row.try_get("topic")?, number: row.try_get("partition")? };
-        let (offset, timestamp): (Option<i64>, Option<i64>) =
-            (row.try_get("anchor_offset")?, row.try_get("anchor_timestamp")?);
-        let anchor = offset.zip(timestamp);
-        let anchor = anchor.map(|(offset, timestamp_millis)| Anchor { offset, timestamp_millis });
-        Ok((partition, (row.try_get("next_offset")?, anchor)))
+        Ok((partition, (row.try_get("next_offset")?, fence::anchor(row)?)))
     });
     built.collect::<Result<_, sqlx::Error>>().context("stored offsets have another form")
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use crate::batch::Claim;
@@ -64,14 +65,10 @@ pub async fn acquire(
     let damaged = |_| FenceError::Lineage(partition.clone());
     let next_offset = row.try_get("next_offset").map_err(failed)?;
     let epoch = row.try_get("epoch").map_err(failed)?;
-    let anchor_offset: Option<i64> = row.try_get("anchor_offset").map_err(failed)?;
-    let anchor_timestamp: Option<i64> = row.try_get("anchor_timestamp").map_err(failed)?;
     let chunk_offset: Option<i64> = row.try_get("chunk_offset").map_err(failed)?;
     let chunk_lsn: Option<i64> = row.try_get("chunk_lsn").map_err(failed)?;
     Ok(Progress {
-        anchor: anchor_offset
-            .zip(anchor_timestamp)
-            .map(|(offset, timestamp_millis)| Anchor { offset, timestamp_millis }),
+        anchor: anchor(&row).map_err(failed)?,
         seen_offset: row.try_get("seen_offset").map_err(failed)?,
         lineage: Lineage {
             starts: serde_json::from_str(&starts).map_err(damaged)?,
@@ -81,6 +78,14 @@ pub async fn acquire(
         },
         ..Progress::new(next_offset, epoch)
     })
+}
+
+/// The record read last, of a row of `cdc_offset`.
+pub(crate) fn anchor(row: &PgRow) -> Result<Option<Anchor>, sqlx::Error> {
+    let offset: Option<i64> = row.try_get("anchor_offset")?;
+    let timestamp: Option<i64> = row.try_get("anchor_timestamp")?;
+    let anchor = offset.zip(timestamp);
+    Ok(anchor.map(|(offset, timestamp_millis)| Anchor { offset, timestamp_millis }))
 }
 
 /// How long an acquisition waits for a previous owner before it says so. A batch takes less.

@@ -10,7 +10,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::KafkaSettings;
 use crate::offsets::Partition;
-use crate::source::{REQUEST_TIMEOUT, client_config};
+use crate::source::{REQUEST_TIMEOUT, reader_config};
 
 /// Why a single record could not be read again.
 #[derive(Debug, thiserror::Error)]
@@ -33,12 +33,8 @@ pub struct RecordFetcher {
 
 impl RecordFetcher {
     pub fn new(settings: &KafkaSettings) -> Self {
-        let mut config = client_config(settings);
-        config
-            .set("group.id", format!("{}-refetch", settings.consumer_group))
-            .set("enable.auto.commit", "false")
-            .set("auto.offset.reset", "error")
-            .set("isolation.level", "read_committed");
+        let mut config = reader_config(settings);
+        config.set("group.id", format!("{}-refetch", settings.consumer_group));
         Self { config }
     }
 

@@ -11,7 +11,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::KafkaSettings;
 use crate::offsets::{Anchor, Partition};
-use crate::source::{self, REQUEST_TIMEOUT, SourceError, client_config};
+use crate::source::{self, REQUEST_TIMEOUT, SourceError, reader_config};
 
 /// First and next offset of each partition's log.
 pub(crate) type Bounds = BTreeMap<Partition, (i64, i64)>;
@@ -59,14 +59,9 @@ fn contradicted(
     kafka: &KafkaSettings,
     anchors: &BTreeMap<Partition, Anchor>,
 ) -> Result<Option<(Partition, Anchor)>, SourceError> {
-    let mut config = client_config(kafka);
-    config
-        .set("group.id", &kafka.consumer_group)
-        .set("enable.auto.commit", "false")
-        .set("auto.offset.reset", "error")
-        // Behind the last record there may be nothing but marks of transactions.
-        .set("enable.partition.eof", "true")
-        .set("isolation.level", "read_committed");
+    let mut config = reader_config(kafka);
+    // Behind the last record there may be nothing but marks of transactions.
+    config.set("enable.partition.eof", "true");
     let reader: BaseConsumer = config.create().map_err(SourceError::Settings)?;
     for (partition, anchor) in anchors {
         let read = first_from(&reader, partition, anchor.offset);

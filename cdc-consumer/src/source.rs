@@ -84,6 +84,20 @@ pub(crate) fn client_config(settings: &KafkaSettings) -> ClientConfig {
     config
 }
 
+/// A reader of committed records, in the group by its name alone.
+pub(crate) fn reader_config(settings: &KafkaSettings) -> ClientConfig {
+    let mut config = client_config(settings);
+    config
+        .set("group.id", &settings.consumer_group)
+        // We commit what the database says, after it said so.
+        .set("enable.auto.commit", "false")
+        // An offset the broker does not have is a hole in the data: stop, never skip.
+        .set("auto.offset.reset", "error")
+        // Records of aborted transactions never happened.
+        .set("isolation.level", "read_committed");
+    config
+}
+
 /// A member of the group that will read these topics, not yet subscribed.
 pub fn consumer(
     settings: &KafkaSettings,
@@ -91,16 +105,9 @@ pub fn consumer(
     topics: &BTreeSet<&str>,
     group: Group,
 ) -> Result<GroupConsumer, SourceError> {
-    let mut config = client_config(settings);
+    let mut config = reader_config(settings);
     config
-        .set("group.id", &settings.consumer_group)
-        // We commit what the database says, after it said so.
-        .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
-        // An offset the broker does not have is a hole in the data: stop, never skip.
-        .set("auto.offset.reset", "error")
-        // Records of aborted transactions never happened.
-        .set("isolation.level", "read_committed")
         // Partitions that do not move keep flowing while others do.
         .set("partition.assignment.strategy", "cooperative-sticky")
         // The classic protocol: in librdkafka 2.12 a member of the new one that polls too late is lost
@@ -124,8 +131,7 @@ pub fn consumer(
     config.create_with_context(group).map_err(SourceError::Settings)
 }
 
-/// The broker gives a static member that comes back its partitions again, whatever topics it asks for now: only as another
-/// member it gets those of a topic that was added.
+/// A static member that comes back gets the partitions it had, whatever topics it asks for; another one gets the new ones, too.
 fn member(instance: &str, topics: &BTreeSet<&str>) -> String {
     let mut hasher = DefaultHasher::new();
     topics.hash(&mut hasher);

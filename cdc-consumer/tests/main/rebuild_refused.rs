@@ -31,15 +31,21 @@ async fn views_are_not_rebuilt_from_a_log_whose_beginning_is_gone() {
     world.shows("public.user_view", &users.as_view()).await;
 }
 
+/// Some users, and views that show them; nobody is at work.
+async fn built(partitions: i32, users: i64) -> (World, Feed, Users) {
+    let world = World::new().await;
+    let feed = user_feed(&world, partitions).await;
+    let mut all = Users::default();
+    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
+    feed.send(&world, &all.puts(1..=users)).await;
+    world.drained(&feed.topic, partitions).await;
+    consumer.stop().await;
+    (world, feed, all)
+}
+
 /// Five users, and a second generation that readers see; the first stays where it was.
 async fn rebuilt() -> (World, Feed, Users) {
-    let world = World::new().await;
-    let feed = user_feed(&world, 1).await;
-    let mut users = Users::default();
-    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
-    feed.send(&world, &users.puts(1..=5)).await;
-    world.drained(&feed.topic, 1).await;
-    consumer.stop().await;
+    let (world, feed, mut users) = built(1, 5).await;
     rebuild(&world, &feed, &[]).await.expect("a rebuild");
     feed.send(&world, &users.puts(1..=5)).await;
     (world, feed, users)
@@ -74,13 +80,7 @@ async fn a_generation_older_than_the_memory_of_deleted_keys_is_not_gone_on_with(
 /// A rebuild that was broken off had moved the other one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_partition_that_stood_still_for_too_long_is_enough() {
-    let world = World::new().await;
-    let feed = user_feed(&world, 2).await;
-    let mut users = Users::default();
-    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
-    feed.send(&world, &users.puts(1..=10)).await;
-    world.drained(&feed.topic, 2).await;
-    consumer.stop().await;
+    let (world, feed, mut users) = built(2, 10).await;
     rebuild(&world, &feed, &[]).await.expect("a rebuild");
     let old = "update cdc_offset set updated_at = now() - interval '8 days' where partition = 1";
     world.sql(old).await;
@@ -92,13 +92,7 @@ async fn one_partition_that_stood_still_for_too_long_is_enough() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn views_left_a_while_ago_are_gone_back_to_though_a_partition_was_quiet_for_longer() {
-    let world = World::new().await;
-    let feed = user_feed(&world, 1).await;
-    let mut users = Users::default();
-    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
-    feed.send(&world, &users.puts(1..=5)).await;
-    world.drained(&feed.topic, 1).await;
-    consumer.stop().await;
+    let (world, feed, mut users) = built(1, 5).await;
     world.sql("update cdc_offset set updated_at = now() - interval '8 days'").await;
     rebuild(&world, &feed, &[]).await.expect("a rebuild");
     feed.send(&world, &users.puts(1..=5)).await;

@@ -169,10 +169,7 @@ async fn a_reset_takes_the_place_of_an_earlier_one_with_kafkas_tools() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reset_with_kafkas_tools_is_taken_back_before_another_moves_anything() {
     let world = World::new().await;
-    let (feed, _, _) = history(&world, 1).await;
-    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
-    world.drained(&feed.topic, 1).await;
-    consumer.stop().await;
+    let feed = left_at_the_end(&world).await;
     world.reset_group(&feed.topic, 1, 0).await;
     let mut db = world.holding("select from cdc_offset for update").await;
     let taken_back = async {
@@ -189,46 +186,47 @@ async fn a_reset_with_kafkas_tools_is_taken_back_before_another_moves_anything()
     assert_eq!(world.next_offset(&feed.topic, 0).await, "7");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reset_of_views_that_a_rebuild_replaces_meanwhile_moves_nothing() {
-    let world = World::new().await;
-    let (feed, _, events) = history(&world, 1).await;
-    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
-    world.drained(&feed.topic, 1).await;
-    consumer.stop().await;
+/// What a reset of a stopped consumer's offsets says when other views are published before it has them.
+async fn reset_behind_a_swap(world: &World, topic: &str) -> String {
+    let before = world.next_offset(topic, 0).await;
     let mut swap = world.holding("select from cdc_offset for update").await;
     let swapped = async {
         world.session_shows("wait_event_type = 'Lock'").await;
         let publish = "update public.cdc_generation set current = 2; commit";
         sqlx::raw_sql(publish).execute(&mut swap).await.expect("another generation");
     };
-    let arguments = ["--topic", &feed.topic, "--execute"];
-    let (moved, ()) = tokio::join!(offsets_reset(&world, &arguments), swapped);
-    let refused = format!("{:#}", moved.expect_err("nobody sees these views"));
-    assert!(refused.contains("readers see generation 2 by now"), "{refused}");
+    let arguments = ["--topic", topic, "--execute"];
+    let (moved, ()) = tokio::join!(offsets_reset(world, &arguments), swapped);
+    assert_eq!(world.next_offset(topic, 0).await, before);
+    format!("{:#}", moved.expect_err("nobody sees these views"))
+}
+
+/// A topic of one partition, all of which a consumer has read that is gone.
+async fn left_at_the_end(world: &World) -> Feed {
+    let (feed, _, events) = history(world, 1).await;
+    let consumer = Consumer::start(world, &user_views(&feed.topic), &[]);
+    world.drained(&feed.topic, 1).await;
+    consumer.stop().await;
     assert_eq!(world.next_offset(&feed.topic, 0).await, events.len().to_string());
+    feed
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_of_views_that_a_rebuild_replaces_meanwhile_moves_nothing() {
+    let world = World::new().await;
+    let feed = left_at_the_end(&world).await;
+    let refused = reset_behind_a_swap(&world, &feed.topic).await;
+    assert!(refused.contains("readers see generation 2 by now"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reset_that_moves_nothing_says_that_it_took_an_earlier_one_back() {
     let world = World::new().await;
-    let (feed, _, events) = history(&world, 1).await;
-    let consumer = Consumer::start(&world, &user_views(&feed.topic), &[]);
-    world.drained(&feed.topic, 1).await;
-    consumer.stop().await;
+    let feed = left_at_the_end(&world).await;
     world.reset_group(&feed.topic, 1, 0).await;
-    let mut swap = world.holding("select from cdc_offset for update").await;
-    let swapped = async {
-        world.session_shows("wait_event_type = 'Lock'").await;
-        let publish = "update public.cdc_generation set current = 2; commit";
-        sqlx::raw_sql(publish).execute(&mut swap).await.expect("another generation");
-    };
-    let arguments = ["--topic", &feed.topic, "--execute"];
-    let (moved, ()) = tokio::join!(offsets_reset(&world, &arguments), swapped);
-    let refused = format!("{:#}", moved.expect_err("nobody sees these views"));
+    let refused = reset_behind_a_swap(&world, &feed.topic).await;
     let says = "nothing was moved, but the earlier reset with Kafka's tools was taken back";
     assert!(refused.contains(says), "{refused}");
-    assert_eq!(world.next_offset(&feed.topic, 0).await, events.len().to_string());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
